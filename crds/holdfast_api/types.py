@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The four kinds as frozen structs, field for field as in ``crds/*.yaml`` (camelCase there, snake_case here).
+
+Unknown fields are ignored, so that a speaker reads what a newer operator wrote. Addresses are text in
+canonical form (RFC 5952 for IPv6), as they stand in the API; who needs bytes parses them once.
+"""
+
+from typing import Literal
+
+import msgspec
+
+Mode = Literal["NodeMAC", "VirtualMAC"]
+Failback = Literal["Never", "Immediate", "Delayed"]
+AddressState = Literal["Held", "Releasing"]
+RouterState = Literal["Initialize", "Backup", "Active"]
+ConditionStatus = Literal["True", "False", "Unknown"]
+
+
+class Part(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Base of every part of an object: immutable, camelCase in the API, defaults left out."""
+
+
+# --- metadata -----------------------------------------------------------------------------------
+
+
+class Metadata(Part):
+    """The part of ObjectMeta that Holdfast reads."""
+
+    name: str
+    namespace: str = ""
+    uid: str = ""
+    generation: int = 0
+    resource_version: str = ""
+    creation_timestamp: str = ""
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+
+
+class Condition(Part, omit_defaults=False):
+    """metav1.Condition."""
+
+    type: str
+    status: ConditionStatus
+    reason: str
+    message: str
+    observed_generation: int
+    last_transition_time: str
+
+
+# --- VirtualIP ----------------------------------------------------------------------------------
+
+
+class LabelSelectorRequirement(Part):
+    key: str
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: tuple[str, ...] = ()
+
+
+class LabelSelector(Part):
+    """metav1.LabelSelector; empty selects everything."""
+
+    match_labels: dict[str, str] = {}
+    match_expressions: tuple[LabelSelectorRequirement, ...] = ()
+
+
+class PreferredNodes(Part):
+    weight: int
+    selector: LabelSelector
+
+
+class NodeChoice(Part):
+    selector: LabelSelector | None = None
+    preferred: tuple[PreferredNodes, ...] = ()
+
+
+class Failover(Part, omit_defaults=False):
+    """How fast a failure is seen, and whether a returning node takes over again."""
+
+    advert_interval_milliseconds: int = 100
+    failback: Failback = "Never"
+    failback_delay_seconds: int = 300
+
+
+class VirtualIPSpec(Part):
+    address: str | None = None
+    pool: str | None = None
+    interfaces: tuple[str, ...] = ()
+    mode: Mode = "NodeMAC"
+    mac_address: str | None = None
+    group: str | None = None
+    nodes: NodeChoice = NodeChoice()
+    failover: Failover = Failover()
+
+
+class Holder(Part):
+    """A node observed to hold the address."""
+
+    node: str
+    interface: str
+    since: str
+
+
+class Transition(Part):
+    """A takeover as the new Active itself tells it. Times are RFC 3339 with microseconds, durations milliseconds."""
+
+    to: str
+    reason: str
+    time: str
+    from_: str | None = msgspec.field(name="from", default=None)
+    detection_milliseconds: int | None = None
+    takeover_milliseconds: int | None = None
+    announcements_sent: int | None = None
+
+
+class VirtualIPStatus(Part):
+    address: str | None = None
+    mac_address: str | None = None
+    virtual_router: str | None = None
+    leader: str | None = None
+    standbys: tuple[str, ...] = ()
+    active: tuple[Holder, ...] = ()
+    last_failover: Transition | None = None
+    conditions: tuple[Condition, ...] = ()
+
+
+class VirtualIP(Part):
+    metadata: Metadata
+    spec: VirtualIPSpec
+    status: VirtualIPStatus = VirtualIPStatus()
+
+
+# --- VirtualIPPool (served now, planned later) ---------------------------------------------------
+
+
+class VirtualIPPoolSpec(Part):
+    cidrs: tuple[str, ...]
+    exclude_cidrs: tuple[str, ...] = msgspec.field(name="excludeCIDRs", default=())
+    namespace_selector: LabelSelector | None = None
+    auto_assign: bool = True
+    default: bool = False
+
+
+class VirtualIPPool(Part):
+    metadata: Metadata
+    spec: VirtualIPPoolSpec
+
+
+# --- VirtualRouter ------------------------------------------------------------------------------
+
+
+class Candidate(Part):
+    """A node that may become Active. ``sources`` and ``macs`` are those of the NIC it would use."""
+
+    node: str
+    priority: int
+    sources: tuple[str, ...] = ()
+    macs: tuple[str, ...] = ()
+
+
+class Owner(Part):
+    """The VirtualIP an address was given to."""
+
+    namespace: str
+    name: str
+    uid: str
+
+
+class RouterAddress(Part, omit_defaults=False):
+    """One address of a router. ``claimed`` False: new to the cluster, probed for before it is bound."""
+
+    address: str
+    owner: Owner
+    state: AddressState = "Held"
+    claimed: bool = False
+    mac_address: str | None = None
+
+
+class Handover(Part):
+    id: str
+    from_: str = msgspec.field(name="from")
+    to: str
+
+
+class PlannedFrom(Part, omit_defaults=False):
+    """What the planner had seen: the Active (or nobody) and its term."""
+
+    active: str | None = None
+    term: int = 0
+
+
+class VirtualRouterSpec(Part, omit_defaults=False):
+    virtual_router_id: int = msgspec.field(name="virtualRouterID")
+    addresses: tuple[RouterAddress, ...]
+    candidates: tuple[Candidate, ...] = ()
+    advert_interval_milliseconds: int = 100
+    failback: Failback = "Never"
+    failback_delay_seconds: int = 300
+    interfaces: tuple[str, ...] = ()
+    mode: Mode = "NodeMAC"
+    handover: Handover | None = None
+    planned_from: PlannedFrom = PlannedFrom()
+    planner_epoch: int = 0
+
+
+class VirtualRouter(Part):
+    metadata: Metadata
+    spec: VirtualRouterSpec
+
+
+# --- Speaker ------------------------------------------------------------------------------------
+
+
+class Interface(Part, omit_defaults=False):
+    """A NIC a virtual IP could live on. ``addresses`` are CIDRs (``192.0.2.5/24``), never our own VIPs.
+
+    ``listened``: the speaker has heard this NIC's adverts for at least 4 s, so a VRID it does not
+    report is free here.
+    """
+
+    name: str
+    mac: str
+    addresses: tuple[str, ...] = ()
+    carrier: bool = True
+    listened: bool = False
+
+
+class FailedAddress(Part):
+    """An address that a router should hold here but does not, and why (a Reason)."""
+
+    address: str
+    reason: str
+    message: str = ""
+
+
+class RouterReport(Part, omit_defaults=False):
+    """What one speaker says of one router. ``reason`` explains Initialize; ``held`` are bound addresses."""
+
+    name: str
+    uid: str
+    observed_generation: int
+    state: RouterState
+    term: int
+    since: str
+    interface: str = ""
+    held: tuple[str, ...] = ()
+    failed: tuple[FailedAddress, ...] = ()
+    reason: str = ""
+    hears: str | None = None
+    last_transition: Transition | None = None
+
+
+class HeardVirtualRouterID(Part):
+    """A VRID of somebody else's, heard on a NIC of ours within the last minute."""
+
+    interface: str
+    virtual_router_id: int = msgspec.field(name="virtualRouterID")
+    source: str = ""
+
+
+class SpeakerStatus(Part, omit_defaults=False):
+    version: str = ""
+    interfaces: tuple[Interface, ...] = ()
+    routers: tuple[RouterReport, ...] = ()
+    heard_virtual_router_ids: tuple[HeardVirtualRouterID, ...] = msgspec.field(
+        name="heardVirtualRouterIDs", default=()
+    )
+    preflight: tuple[Condition, ...] = ()
+
+
+class Speaker(Part):
+    metadata: Metadata
+    status: SpeakerStatus = SpeakerStatus()

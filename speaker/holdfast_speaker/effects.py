@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What shall be done, said by the brain and carried out by the loop, in the order given.
+
+Effects say *ensure*: a Bind of what is bound is no error. Only Bind and Release come back as events
+(``Bound``, ``Released``), since only they can fail in a way that changes what the brain decides.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from holdfast_api.types import SpeakerStatus, VirtualRouter
+
+Form = Literal["announce", "probe", "ask"]
+# announce: ARP request + reply forms (R1.1), or an unsolicited NA (R1.2)
+# probe:    ARP with sender 0 (RFC 5227), or an NS from :: for the address (RFC 4862 DAD form)
+# ask:      "who-has X tell VIP" unicast to gateways and recent neighbours (R1.1), NS for IPv6 (R1.2)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """The addresses that may soon be bound and announced on this NIC: build bytes for them beforehand.
+
+    The whole set for the NIC; what is no longer in it may be forgotten.
+    """
+
+    index: int
+    addresses: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Hear:
+    """Listen on exactly these NICs: VRRP, ARP and ND, with the multicast groups joined."""
+
+    indexes: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Put this whole Ethernet frame on the NIC (adverts)."""
+
+    index: int
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Send one form of ARP or ND frames for each of these addresses, in this order."""
+
+    index: int
+    form: Form
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Ensure the addresses on the NIC, marked, with a 30 s lifetime. Doing it again refreshes the lifetime."""
+
+    id: int
+    index: int
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Ensure the addresses are not on the NIC (only ones that carry our mark are touched)."""
+
+    id: int
+    index: int
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """Renew the 30 s lifetime of bound addresses. Nobody waits for it; the kernel watch tells what is lost."""
+
+    index: int
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The Speaker's status from now on. The cluster door writes it when it differs from the last one written."""
+
+    status: SpeakerStatus
+
+
+@dataclass(frozen=True, slots=True)
+class SavePlan:
+    """Keep the plan for the next start (/run/holdfast)."""
+
+    routers: tuple[VirtualRouter, ...]
+    terms: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A sentence for the operator of the node, with its facts."""
+
+    level: Literal["debug", "info", "warning", "error"]
+    message: str
+    facts: tuple[tuple[str, str | int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Add to a counter: adverts sent and received, discards by reason, transitions."""
+
+    metric: Literal[
+        "adverts_sent", "adverts_received", "discards", "transitions", "announcements", "conflicts"
+    ]
+    label: str = ""
+    amount: int = 1
+
+
+Effect = (
+    Prepare | Hear | Send | Announce | Bind | Release | Refresh | Report | SavePlan | Log | Count
+)
