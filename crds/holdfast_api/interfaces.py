@@ -37,9 +37,7 @@ def on_subnet(interface: Interface, address: str) -> bool:
     """Whether one of the NIC's own subnets contains the address (a /32 or /128 is nobody's subnet)."""
     wanted = _address(address)
     return any(
-        own.version == wanted.version
-        and own.network.prefixlen < own.max_prefixlen
-        and wanted in own.network
+        own.version == wanted.version and own.network.prefixlen < own.max_prefixlen and wanted in own.network
         for own in map(_interface, interface.addresses)
     )
 
@@ -63,7 +61,7 @@ def choose(
 ) -> Interface | Reason:
     """The NIC for a router's addresses, or the reason why there is none.
 
-    With ``patterns`` (names or globs, in the user's order) the first that matches a NIC decides, on the
+    With ``patterns`` (names or globs, in order) the first that matches a NIC decides, on the
     subnet or not; among several NICs that one pattern matches, one on the subnet is taken first.
     Without, the NIC whose own subnets contain every address; else the one that contains the most.
     """

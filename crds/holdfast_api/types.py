@@ -23,7 +23,7 @@ class Part(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 # --- metadata -----------------------------------------------------------------------------------
 
 
-class Metadata(Part):
+class Metadata(Part, frozen=True):
     """The part of ObjectMeta that Holdfast reads."""
 
     name: str
@@ -37,7 +37,7 @@ class Metadata(Part):
     annotations: dict[str, str] = {}
 
 
-class Condition(Part, omit_defaults=False):
+class Condition(Part, frozen=True, omit_defaults=False):
     """metav1.Condition."""
 
     type: str
@@ -51,30 +51,30 @@ class Condition(Part, omit_defaults=False):
 # --- VirtualIP ----------------------------------------------------------------------------------
 
 
-class LabelSelectorRequirement(Part):
+class LabelSelectorRequirement(Part, frozen=True):
     key: str
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
     values: tuple[str, ...] = ()
 
 
-class LabelSelector(Part):
+class LabelSelector(Part, frozen=True):
     """metav1.LabelSelector; empty selects everything."""
 
     match_labels: dict[str, str] = {}
     match_expressions: tuple[LabelSelectorRequirement, ...] = ()
 
 
-class PreferredNodes(Part):
+class PreferredNodes(Part, frozen=True):
     weight: int
     selector: LabelSelector
 
 
-class NodeChoice(Part):
+class NodeChoice(Part, frozen=True):
     selector: LabelSelector | None = None
     preferred: tuple[PreferredNodes, ...] = ()
 
 
-class Failover(Part, omit_defaults=False):
+class Failover(Part, frozen=True, omit_defaults=False):
     """How fast a failure is seen, and whether a returning node takes over again."""
 
     advert_interval_milliseconds: int = 100
@@ -82,7 +82,7 @@ class Failover(Part, omit_defaults=False):
     failback_delay_seconds: int = 300
 
 
-class VirtualIPSpec(Part):
+class VirtualIPSpec(Part, frozen=True):
     address: str | None = None
     pool: str | None = None
     interfaces: tuple[str, ...] = ()
@@ -93,7 +93,7 @@ class VirtualIPSpec(Part):
     failover: Failover = Failover()
 
 
-class Holder(Part):
+class Holder(Part, frozen=True):
     """A node observed to hold the address."""
 
     node: str
@@ -101,8 +101,8 @@ class Holder(Part):
     since: str
 
 
-class Transition(Part):
-    """A takeover as the new Active itself tells it. Times are RFC 3339 with microseconds, durations milliseconds."""
+class Transition(Part, frozen=True):
+    """A takeover as the new Active tells it. ``time`` is RFC 3339 with microseconds."""
 
     to: str
     reason: str
@@ -113,7 +113,7 @@ class Transition(Part):
     announcements_sent: int | None = None
 
 
-class VirtualIPStatus(Part):
+class VirtualIPStatus(Part, frozen=True):
     address: str | None = None
     mac_address: str | None = None
     virtual_router: str | None = None
@@ -124,7 +124,7 @@ class VirtualIPStatus(Part):
     conditions: tuple[Condition, ...] = ()
 
 
-class VirtualIP(Part):
+class VirtualIP(Part, frozen=True):
     metadata: Metadata
     spec: VirtualIPSpec
     status: VirtualIPStatus = VirtualIPStatus()
@@ -133,7 +133,7 @@ class VirtualIP(Part):
 # --- VirtualIPPool (served now, planned later) ---------------------------------------------------
 
 
-class VirtualIPPoolSpec(Part):
+class VirtualIPPoolSpec(Part, frozen=True):
     cidrs: tuple[str, ...]
     exclude_cidrs: tuple[str, ...] = msgspec.field(name="excludeCIDRs", default=())
     namespace_selector: LabelSelector | None = None
@@ -141,7 +141,7 @@ class VirtualIPPoolSpec(Part):
     default: bool = False
 
 
-class VirtualIPPool(Part):
+class VirtualIPPool(Part, frozen=True):
     metadata: Metadata
     spec: VirtualIPPoolSpec
 
@@ -149,7 +149,7 @@ class VirtualIPPool(Part):
 # --- VirtualRouter ------------------------------------------------------------------------------
 
 
-class Candidate(Part):
+class Candidate(Part, frozen=True):
     """A node that may become Active. ``sources`` and ``macs`` are those of the NIC it would use."""
 
     node: str
@@ -158,7 +158,7 @@ class Candidate(Part):
     macs: tuple[str, ...] = ()
 
 
-class Owner(Part):
+class Owner(Part, frozen=True):
     """The VirtualIP an address was given to."""
 
     namespace: str
@@ -166,7 +166,7 @@ class Owner(Part):
     uid: str
 
 
-class RouterAddress(Part, omit_defaults=False):
+class RouterAddress(Part, frozen=True, omit_defaults=False):
     """One address of a router. ``claimed`` False: new to the cluster, probed for before it is bound."""
 
     address: str
@@ -176,20 +176,20 @@ class RouterAddress(Part, omit_defaults=False):
     mac_address: str | None = None
 
 
-class Handover(Part):
+class Handover(Part, frozen=True):
     id: str
     from_: str = msgspec.field(name="from")
     to: str
 
 
-class PlannedFrom(Part, omit_defaults=False):
+class PlannedFrom(Part, frozen=True, omit_defaults=False):
     """What the planner had seen: the Active (or nobody) and its term."""
 
     active: str | None = None
     term: int = 0
 
 
-class VirtualRouterSpec(Part, omit_defaults=False):
+class VirtualRouterSpec(Part, frozen=True, omit_defaults=False):
     virtual_router_id: int = msgspec.field(name="virtualRouterID")
     addresses: tuple[RouterAddress, ...]
     candidates: tuple[Candidate, ...] = ()
@@ -203,7 +203,7 @@ class VirtualRouterSpec(Part, omit_defaults=False):
     planner_epoch: int = 0
 
 
-class VirtualRouter(Part):
+class VirtualRouter(Part, frozen=True):
     metadata: Metadata
     spec: VirtualRouterSpec
 
@@ -211,7 +211,7 @@ class VirtualRouter(Part):
 # --- Speaker ------------------------------------------------------------------------------------
 
 
-class Interface(Part, omit_defaults=False):
+class Interface(Part, frozen=True, omit_defaults=False):
     """A NIC a virtual IP could live on. ``addresses`` are CIDRs (``192.0.2.5/24``), never our own VIPs.
 
     ``listened``: the speaker has heard this NIC's adverts for at least 4 s, so a VRID it does not
@@ -225,7 +225,7 @@ class Interface(Part, omit_defaults=False):
     listened: bool = False
 
 
-class FailedAddress(Part):
+class FailedAddress(Part, frozen=True):
     """An address that a router should hold here but does not, and why (a Reason)."""
 
     address: str
@@ -233,7 +233,7 @@ class FailedAddress(Part):
     message: str = ""
 
 
-class RouterReport(Part, omit_defaults=False):
+class RouterReport(Part, frozen=True, omit_defaults=False):
     """What one speaker says of one router. ``reason`` explains Initialize; ``held`` are bound addresses."""
 
     name: str
@@ -250,7 +250,7 @@ class RouterReport(Part, omit_defaults=False):
     last_transition: Transition | None = None
 
 
-class HeardVirtualRouterID(Part):
+class HeardVirtualRouterID(Part, frozen=True):
     """A VRID of somebody else's, heard on a NIC of ours within the last minute."""
 
     interface: str
@@ -258,7 +258,7 @@ class HeardVirtualRouterID(Part):
     source: str = ""
 
 
-class SpeakerStatus(Part, omit_defaults=False):
+class SpeakerStatus(Part, frozen=True, omit_defaults=False):
     version: str = ""
     interfaces: tuple[Interface, ...] = ()
     routers: tuple[RouterReport, ...] = ()
@@ -268,6 +268,6 @@ class SpeakerStatus(Part, omit_defaults=False):
     preflight: tuple[Condition, ...] = ()
 
 
-class Speaker(Part):
+class Speaker(Part, frozen=True):
     metadata: Metadata
     status: SpeakerStatus = SpeakerStatus()

@@ -53,7 +53,7 @@ class Announce:
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """Ensure the addresses on the NIC, marked, with a 30 s lifetime. Doing it again refreshes the lifetime."""
+    """Ensure the addresses on the NIC, marked, with a 30 s lifetime; again refreshes the lifetime."""
 
     id: int
     index: int
@@ -71,7 +71,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Refresh:
-    """Renew the 30 s lifetime of bound addresses. Nobody waits for it; the kernel watch tells what is lost."""
+    """Renew the 30 s lifetime of bound addresses; the kernel watch tells what is lost."""
 
     index: int
     addresses: tuple[str, ...]
@@ -79,7 +79,7 @@ class Refresh:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The Speaker's status from now on. The cluster door writes it when it differs from the last one written."""
+    """The Speaker's status from now on; the cluster door writes it when it differs from the last one."""
 
     status: SpeakerStatus
 
@@ -112,6 +112,4 @@ class Count:
     amount: int = 1
 
 
-Effect = (
-    Prepare | Hear | Send | Announce | Bind | Release | Refresh | Report | SavePlan | Log | Count
-)
+Effect = Prepare | Hear | Send | Announce | Bind | Release | Refresh | Report | SavePlan | Log | Count

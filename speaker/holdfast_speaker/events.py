@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happened, told to the brain (``node.Node.handle``). Each event is a fact, in the past tense or a snapshot."""
+"""What happened, told to the brain (``node.Node.handle``): facts in the past tense, or snapshots."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,7 @@ class RoutersListed:
     """Every VirtualRouter there is: a complete list (also the first); what is missing is withdrawn."""
 
     routers: tuple[VirtualRouter, ...]
-    rejected: tuple[
-        tuple[str, str], ...
-    ] = ()  # (name, why): there, but unreadable; the last good one stays
+    rejected: tuple[tuple[str, str], ...] = ()  # (name, why): there, but unreadable; the last good one stays
 
 
 @dataclass(frozen=True, slots=True)
