@@ -48,7 +48,7 @@ def sources(interface: Interface) -> tuple[str, ...]:
 
 
 def primary(interface: Interface, version: int) -> str | None:
-    """The address adverts leave from: the first IPv4 one; for IPv6 the first link-local (RFC 9568 5.1.2.1)."""
+    """The address adverts leave from: the first IPv4 one; for IPv6 the link-local (RFC 9568 5.1.2.1)."""
     for cidr in interface.addresses:
         own = _interface(cidr)
         if own.version == version and (version == 4 or own.ip.is_link_local):
