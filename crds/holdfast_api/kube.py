@@ -87,7 +87,7 @@ def event_path(namespace: str, name: str | None = None) -> str:
 # --- client -------------------------------------------------------------------------------------
 
 
-class _PageMetadata(msgspec.Struct, rename="camel"):
+class _PageMetadata(msgspec.Struct, frozen=True, rename="camel"):
     resource_version: str = ""
     continue_: str = msgspec.field(name="continue", default="")
 

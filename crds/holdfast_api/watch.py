@@ -71,7 +71,7 @@ class Outage:
 Event = Listed | Changed | Deleted | Confirmed | Outage
 
 
-class _Metadata(msgspec.Struct, rename="camel"):
+class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
     resource_version: str = ""
     annotations: dict[str, str] = {}
 
