@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The peers that Debian ships, on the rig's hosts: keepalived and ucarp, each in its usual clothes.
+
+Neither preempts, as Holdfast by default: a host that comes back stays standby.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.rig.hosts import Host
+from tests.rig.run import RigError
+
+
+def require(program: str) -> str:
+    """The program's path; a missing one is named with its remedy."""
+    found = shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin")
+    if found is None:
+        raise RigError(f"{program} is not installed: apt-get install {program}")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Keepalived:
+    """keepalived, VRRPv3. ``interval_ms`` None: its default, 1 s."""
+
+    address: str
+    interval_ms: int | None = None
+
+    @property
+    def label(self) -> str:
+        return "keepalived, " + (f"{self.interval_ms} ms" if self.interval_ms else "its default (1 s)")
+
+    @property
+    def settle_seconds(self) -> float:
+        """From its start until it has heard the others and is a steady Backup."""
+        return 1.5 + 4 * (self.interval_ms or 1000) / 1000
+
+    def start(self, host: Host, rank: int) -> None:
+        folder = _folder(host, "keepalived")
+        interval = f"advert_int {self.interval_ms / 1000:g}" if self.interval_ms else ""
+        configuration = folder / "keepalived.conf"
+        configuration.write_text(
+            "global_defs {\n  vrrp_version 3\n  router_id rig\n}\n"
+            "vrrp_instance rig {\n"
+            f"  state BACKUP\n  nopreempt\n  interface {host.cable.device}\n  virtual_router_id 77\n"
+            f"  priority {200 - 50 * rank}\n  {interval}\n"
+            f"  virtual_ipaddress {{\n    {self.address}/32\n  }}\n}}\n"
+        )
+        argv = [require("keepalived"), "--vrrp", "--dont-fork", "--log-console", "--log-detail"]
+        argv += ["--use-file", str(configuration)]
+        argv += ["--pid", str(folder / "pid"), "--vrrp_pid", str(folder / "vrrp.pid")]
+        host.start("keepalived", argv)
+
+
+@dataclass(frozen=True, slots=True)
+class Ucarp:
+    """ucarp with its default, a packet each second; its scripts bind and release, as its README shows."""
+
+    address: str
+
+    @property
+    def label(self) -> str:
+        return "ucarp, its default (1 s)"
+
+    @property
+    def settle_seconds(self) -> float:
+        return 6.0
+
+    def start(self, host: Host, rank: int) -> None:
+        folder = _folder(host, "ucarp")
+        for name, verb in (("up", "add"), ("down", "del")):
+            script = folder / name
+            script.write_text(f'#!/bin/sh\nexec ip address {verb} {self.address}/32 dev "$1"\n')
+            script.chmod(0o755)
+        argv = [require("ucarp"), f"--interface={host.cable.device}", f"--srcip={host.v4}", "--vhid=77"]
+        argv += ["--pass=rig", f"--addr={self.address}", f"--advskew={10 * rank}", "--shutdown"]
+        argv += [f"--upscript={folder / 'up'}", f"--downscript={folder / 'down'}"]
+        host.start("ucarp", argv)
+
+
+def _folder(host: Host, name: str) -> Path:
+    folder = host.run.folder / "hosts" / host.name / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
