@@ -31,7 +31,16 @@ class Confinement:
 
     def argv(self, program: Sequence[str]) -> list[str]:
         """The program inside: own mount namespace, read-only root and /proc/sys, only these capabilities."""
-        return ["nsenter", f"--net={self.netns}", "unshare", "--mount", "--uts", "sh", "-c", self._script(program)]
+        return [
+            "nsenter",
+            f"--net={self.netns}",
+            "unshare",
+            "--mount",
+            "--uts",
+            "sh",
+            "-c",
+            self._script(program),
+        ]
 
     def _script(self, program: Sequence[str]) -> str:
         lines = [

@@ -47,7 +47,10 @@ class Host:
     def add_bridge(self, name: str = "br0") -> None:
         """Puts the first NIC into a bridge, which takes its addresses: as hosts with virtual machines do."""
         nic = self.cable.device
-        script = [f"link add {name} type bridge stp_state 0 forward_delay 0", f"link set {name} address {self.mac}"]
+        script = [
+            f"link add {name} type bridge stp_state 0 forward_delay 0",
+            f"link set {name} address {self.mac}",
+        ]
         own = sorted(self._own)
         script += [f"address del {cidr} dev {nic}" for cidr in own]
         script += [f"link set {nic} master {name}", f"link set {name} up"]
