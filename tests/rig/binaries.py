@@ -75,6 +75,22 @@ def go_version() -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
+def check_go() -> None:
+    """``MissingToolError``, with the remedy, when there is no Go compiler that will do."""
+    version = go_version()
+    if version is None:
+        raise MissingToolError(
+            "go is not in PATH, and builds the test control plane: install Go 1.26 (https://go.dev/dl/), or "
+            "1.21 and later, which fetches 1.26 by itself; or set KUBEBUILDER_ASSETS to a folder with etcd, "
+            "kube-apiserver, kube-controller-manager and kubectl"
+        )
+    if version < OLDEST_GO:
+        raise MissingToolError(
+            f"go {version[0]}.{version[1]} is too old: install Go 1.26 (https://go.dev/dl/), or 1.21 and "
+            "later, which fetches the toolchain that go.mod names"
+        )
+
+
 def assets_folder() -> Path | None:
     """``KUBEBUILDER_ASSETS``, when set: a folder with etcd, kube-apiserver and perhaps more."""
     value = os.environ.get("KUBEBUILDER_ASSETS")
@@ -165,18 +181,7 @@ def _link(folder: Path) -> None:
 
 
 def _compile(folder: Path, say: Say) -> None:
-    version = go_version()
-    if version is None:
-        raise MissingToolError(
-            "go is not in PATH, and the control plane is built with it: install Go 1.26 "
-            "(https://go.dev/dl/), or set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver, "
-            "kube-controller-manager and kubectl"
-        )
-    if version < OLDEST_GO:
-        raise MissingToolError(
-            f"go {version[0]}.{version[1]} is too old: install Go 1.26, or 1.21 and later, which fetch "
-            "the toolchain that go.mod names"
-        )
+    check_go()
     release = kubernetes_version()
     say(
         f"Building etcd, Kubernetes {release} and kubectl from their Go modules. The first time this takes "

@@ -162,7 +162,7 @@ class Cluster:
         self.start_speaker(host)
 
     def wait_speakers(self, hosts: Iterable[str] | None = None, *, timeout_s: float = 30.0) -> None:
-        """Until these speakers (default: all that run) hold a Lease and have listened before they may claim."""
+        """Until these speakers (default: all that run) hold a Lease and may claim addresses."""
         running = [n for n, h in self.hosts.items() if h.speaker is not None and h.speaker.running()]
         for name in list(hosts or running):
             self.wait_until(
