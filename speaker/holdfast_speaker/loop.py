@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shell around the brain: feed it, run what comes out, arm one timer. Decides nothing.
+
+What waits on a socket is heard before a deadline is served, so that a late turn of this loop never
+mistakes its own lateness for a peer's silence.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final, assert_never
+
+from holdfast_speaker import collector, effects, events
+from holdfast_speaker.alarm import Alarm, now_us
+from holdfast_speaker.chores import Chores
+from holdfast_speaker.metrics import Metrics
+from holdfast_speaker.ports import Addresses, Brain, Cluster, Frames, Plan, Wire
+
+log = logging.getLogger(__name__)
+
+_FRAMES_PER_TURN: Final = 64
+_FRAMES_BEFORE_DEADLINE: Final = 1024
+_SHORTEST_WAIT_US: Final = 1_000
+_CHORE_PAUSE_S: Final = 0.002
+_SAVE_DELAY_S: Final = 0.1
+_RESTART_S: Final = 1.0
+_STOP_S: Final = 2.0
+_LAST_REPORT_S: Final = 1.0
+_FAILURES: Final = 10  # of the brain, within
+_FAILURES_US: Final = 60_000_000
+_FAR_US: Final = 1 << 40
+
+
+class Loop:
+    """One speaker's life in one asyncio loop."""
+
+    def __init__(
+        self,
+        brain: Brain,
+        *,
+        wire: Wire,
+        addresses: Addresses,
+        frames: Frames,
+        cluster: Cluster,
+        plan: Plan,
+        metrics: Metrics,
+    ) -> None:
+        self._brain = brain
+        self._wire = wire
+        self._addresses = addresses
+        self._frames = frames
+        self._cluster = cluster
+        self._plan = plan
+        self._metrics = metrics
+        self._chores = Chores(addresses, frames, wire)
+        self._chore_timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._on_deadline)
+        self._save: effects.SavePlan | None = None
+        self._failures: deque[int] = deque(maxlen=_FAILURES)
+        self._stopping = False
+        self._broken = False
+        self._over = asyncio.Event()
+
+    async def run(self) -> int:
+        """Until stopped or broken; the process's exit status. Leaves no address behind."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._wire.fileno(), self._on_frames)
+        restored = self._plan.restore()
+        if restored is not None:
+            self.feed(restored)
+        tasks = [
+            asyncio.create_task(self._for_ever(work), name=work.__name__)
+            for work in (
+                self._watch_addresses,
+                self._watch_cluster,
+                self._cluster.run,
+                self._keep_plan,
+                self._collect,
+            )
+        ]
+        await self._over.wait()
+        loop.remove_reader(self._wire.fileno())
+        self._alarm.close()
+        if self._chore_timer is not None:
+            self._chore_timer.cancel()
+        left = await self._addresses.release_everything()
+        if left:
+            log.warning("%d addresses were still bound at the end and have been released", left)
+        await self._cluster.flush(_LAST_REPORT_S)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._save_now()
+        return 1 if self._broken else 0
+
+    def stop(self) -> None:
+        """Give up what is held, then end; at the latest after 2 s. Asked a second time: end now."""
+        if self._stopping:
+            self._over.set()
+            return
+        self._stopping = True
+        asyncio.get_running_loop().call_later(_STOP_S, self._over.set)
+        self.feed(events.StopRequested())
+
+    # --- feeding ----------------------------------------------------------------------------------
+
+    def feed(self, event: events.Event) -> None:
+        """Tell the brain, do what it says, tell it how that ended, and so on; then arm the timer."""
+        self._handle(event)
+        self._arm()
+
+    def _handle(self, event: events.Event) -> None:
+        waiting: deque[events.Event] = deque((event,))
+        while waiting:
+            event = waiting.popleft()
+            try:
+                wanted = self._brain.handle(event, now_us())
+            except Exception:
+                self._brain_failed(event)
+                continue
+            for effect in wanted:
+                outcome = self._run_effect(effect)
+                if outcome is not None:
+                    waiting.append(outcome)
+        if self._stopping and self._brain.stopped:
+            self._over.set()
+
+    def _brain_failed(self, event: events.Event) -> None:
+        """One event lost is survived (what is held stays held); many in a row are not."""
+        log.exception("the brain could not handle %s", type(event).__name__)
+        self._metrics.brain_failed()
+        now = now_us()
+        self._failures.append(now)
+        if len(self._failures) == _FAILURES and now - self._failures[0] < _FAILURES_US:
+            log.critical("%d failures within a minute: giving up everything and ending", _FAILURES)
+            self._broken = True
+            self._over.set()
+
+    def _arm(self) -> None:
+        if not self._over.is_set():
+            self._alarm.set(self._brain.deadline)
+
+    def _on_deadline(self, rung_us: int) -> None:
+        self._metrics.late((now_us() - rung_us) / 1e6)
+        heard = _FRAMES_BEFORE_DEADLINE
+        while heard > 0 and (frames := self._wire.drain(_FRAMES_PER_TURN)):
+            self._hear(frames)
+            heard -= len(frames)
+        deadline = self._brain.deadline
+        if deadline is not None and deadline <= now_us():
+            self._handle(events.TimerFired())
+            if self._brain.deadline == deadline and not self._over.is_set():
+                self._alarm.set(now_us() + _SHORTEST_WAIT_US)  # served in vain: not in a tight circle
+                return
+        self._arm()
+
+    def _on_frames(self) -> None:
+        self._hear(self._wire.drain(_FRAMES_PER_TURN))
+        self._arm()
+
+    def _hear(self, frames: list[tuple[int, bytes]]) -> None:
+        for index, frame in frames:
+            self._handle(events.FrameReceived(index, frame))
+
+    # --- effects ----------------------------------------------------------------------------------
+
+    def _run_effect(self, effect: effects.Effect) -> events.Event | None:
+        """Do one effect; the event that tells its outcome, where it has one."""
+        match effect:
+            case effects.Send(index, frame):
+                self._metrics.frames_lost(1 - self._wire.send(index, (frame,)))
+            case effects.Announce(index, form, addresses):
+                self._announce(index, form, addresses)
+            case effects.Bind(id_, index, addresses):
+                failed = self._addresses.bind(index, addresses)
+                bound = tuple(address for address in addresses if address not in failed)
+                return events.Bound(id_, bound, tuple(failed.items()))
+            case effects.Release(id_, index, addresses):
+                self._chores.forget(index, addresses)
+                return events.Released(id_, tuple(self._addresses.release(index, addresses).items()))
+            case effects.Refresh(index, addresses):
+                self._chores.refresh(index, addresses)
+                self._start_chores()
+            case effects.Prepare(index, addresses):
+                self._addresses.prepare(index, addresses)
+                forwarding = self._addresses.surroundings(index).forwarding
+                self._frames.prepare(index, addresses, forwarding=forwarding)
+            case effects.Hear(indexes):
+                self._wire.hear(indexes)
+            case effects.Report(status):
+                self._metrics.routers(router.state for router in status.routers)
+                self._cluster.report(status)
+            case effects.SavePlan():
+                self._save = effect
+            case effects.Log(level, message, facts):
+                text = " ".join((message, *(f"{name}={value}" for name, value in facts)))
+                log.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
+            case effects.Count(metric, label, amount):
+                self._metrics.count(metric, label, amount)
+            case _:
+                assert_never(effect)
+        return None
+
+    def _announce(self, index: int, form: effects.Form, addresses: tuple[str, ...]) -> None:
+        if form == "ask":
+            self._chores.ask(index, addresses)
+            self._start_chores()
+            return
+        around = self._addresses.surroundings(index)
+        frames = [f for address in addresses for f in self._frames.frames(index, form, address, around)]
+        self._metrics.frames_lost(len(frames) - self._wire.send(index, frames))
+
+    def _start_chores(self) -> None:
+        if self._chore_timer is None:
+            self._chore_timer = asyncio.get_running_loop().call_later(0, self._do_chores)
+
+    def _do_chores(self) -> None:
+        self._chore_timer = None
+        self._metrics.frames_lost(self._chores.step())
+        if self._chores.waiting:
+            later = asyncio.get_running_loop().call_later
+            self._chore_timer = later(_CHORE_PAUSE_S, self._do_chores)
+
+    # --- what runs beside ---------------------------------------------------------------------------
+
+    async def _watch_addresses(self) -> None:
+        async for seen in self._addresses.watch():
+            if isinstance(seen, events.LinksSeen):
+                self._frames.see(seen.interfaces)
+            self._wire.mend()
+            self.feed(seen)
+
+    async def _watch_cluster(self) -> None:
+        async for event in self._cluster.events():
+            self.feed(event)
+            if isinstance(event, events.RoutersListed):
+                collector.freeze()
+
+    async def _keep_plan(self) -> None:
+        while True:
+            await asyncio.sleep(_SAVE_DELAY_S)
+            wanted, self._save = self._save, None
+            if wanted is not None:
+                await asyncio.to_thread(self._plan.save, wanted.routers, wanted.terms)
+
+    def _save_now(self) -> None:
+        if self._save is not None:
+            self._plan.save(self._save.routers, self._save.terms)
+
+    async def _for_ever(self, work: Callable[[], Awaitable[None]]) -> None:
+        """A door that breaks is opened again; the others go on meanwhile."""
+        while True:
+            try:
+                await work()
+            except Exception:
+                log.exception("%s broke; starting it again", work.__name__)
+            await asyncio.sleep(_RESTART_S)
+
+    async def _collect(self) -> None:
+        await collector.collect_in_slack(self._room_us)
+
+    def _room_us(self) -> int:
+        deadline = self._brain.deadline
+        return _FAR_US if deadline is None else deadline - now_us()
