@@ -12,7 +12,7 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
@@ -124,11 +124,17 @@ class Api:
             self._connection = None
 
     def raw(
-        self, method: str, path: str, body: object = None, *, content_type: str = "application/json"
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        content_type: str = "application/json",
+        headers: Mapping[str, str] | None = None,
     ) -> tuple[int, bytes]:
         """Status code and body. A stale connection is tried once more; ``OSError`` when nobody answers."""
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": content_type}
+        sent = {"Authorization": f"Bearer {self._token}", "Content-Type": content_type, **(headers or {})}
         for attempt in (1, 2):
             fresh = self._connection is None
             if self._connection is None:
@@ -141,7 +147,7 @@ class Api:
                     timeout=self._timeout_s,
                 )
             try:
-                self._connection.request(method, path, data, headers)
+                self._connection.request(method, path, data, sent)
                 response = self._connection.getresponse()
                 return response.status, response.read()
             except (OSError, http.client.HTTPException) as error:

@@ -5,7 +5,6 @@ The same as in a real cluster where it matters: TLS, RBAC, the Node authorizer, 
 service-account tokens, the garbage collector. What writes to it is recorded (``writes``).
 """
 
-import base64
 import json
 import os
 import secrets
@@ -20,6 +19,7 @@ from typing import Any, Final
 
 from tests.rig import binaries
 from tests.rig.api import Api, ApiError, Object, condition, documents
+from tests.rig.credentials import ecdsa_key, write_kubeconfig
 from tests.rig.process import Process
 from tests.rig.run import RigError, Run, dying_with_parent, in_namespace
 
@@ -27,7 +27,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 MANIFESTS: Final = ("crds", "charts/holdfast/files")
 SYSTEM_NAMESPACE: Final = "holdfast-system"
 READY_SECONDS: Final = 60.0
-TOKEN_DURATION: Final = "24h"  # noqa: S105  a duration, not a token
+TOKEN_SECONDS: Final = 24 * 3600
 # Only what the stories need: namespaces that really end, service accounts, garbage, aggregated roles.
 CONTROLLERS: Final = (
     "namespace-controller,serviceaccount-controller,garbage-collector-controller,"
@@ -166,7 +166,7 @@ class ControlPlane:
 
     def node_token(self, node: str) -> str:
         """A token of the speaker's service account bound to the Node object, as a kubelet would fetch it."""
-        return self._token("holdfast-speaker", "--bound-object-kind", "Node", "--bound-object-name", node)
+        return self._token("holdfast-speaker", {"apiVersion": "v1", "kind": "Node", "name": node})
 
     def operator_token(self) -> str:
         return self._token("holdfast-operator")
@@ -240,40 +240,44 @@ class ControlPlane:
             if time.monotonic() > deadline:
                 raise RigError("the CRDs did not become Established:\n" + self.kubectl("get", "crd"))
             time.sleep(0.05)
+        while not self._policy_in_force():
+            if time.monotonic() > deadline:
+                raise RigError("the admission policy of the speakers did not come into force")
+            time.sleep(0.05)
 
     def _established(self, name: str) -> bool:
         found = self.api.get("CustomResourceDefinition", name)
-        return condition(found, "Established").get("status") == "True"
+        if found is None or condition(found, "Established").get("status") != "True":
+            return False
+        code, _ = self.api.raw("GET", self.api.path(found["spec"]["names"]["kind"]) + "?limit=1")
+        return code == 200  # for some milliseconds it is established but answers 404, or 429
 
-    def _token(self, account: str, *args: str) -> str:
-        argv = ("create", "token", account, "-n", SYSTEM_NAMESPACE, f"--duration={TOKEN_DURATION}", *args)
-        return self.kubectl(*argv).strip()
+    def _policy_in_force(self) -> bool:
+        """Whether a speaker's account whose token names no Node is refused, as the policy says."""
+        account = f"system:serviceaccount:{SYSTEM_NAMESPACE}:holdfast-speaker"
+        body = {"apiVersion": "holdfast.dev/v1alpha1", "kind": "Speaker", "metadata": {"name": "nobody"}}
+        path = self.api.path("Speaker") + "?dryRun=All"
+        _, answer = self.api.raw("POST", path, body, headers={"Impersonate-User": account})
+        return b"ValidatingAdmissionPolicy" in answer
+
+    def _token(self, account: str, bound_to: Object | None = None) -> str:
+        spec: Object = {"expirationSeconds": TOKEN_SECONDS}
+        if bound_to is not None:
+            spec["boundObjectRef"] = bound_to
+        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+        path = self.api.path("ServiceAccount", account, SYSTEM_NAMESPACE) + "/token"
+        token: str = self.api.request("POST", path, request)["status"]["token"]
+        return token
 
     def _write_kubeconfig(self, path: Path, user: str, token: str) -> Path:
-        cluster = {
-            "server": self.server,
-            "certificate-authority-data": base64.b64encode(self.ca_file.read_bytes()).decode(),
-        }
-        content = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "rig", "cluster": cluster}],
-            "users": [{"name": user, "user": {"token": token}}],
-            "contexts": [{"name": "rig", "context": {"cluster": "rig", "user": user}}],
-            "current-context": "rig",
-        }
-        fresh = path.with_name(f".{path.name}.new")
-        fresh.write_text(json.dumps(content, indent=1))
-        fresh.chmod(0o600)
-        fresh.replace(path)
-        return path
+        return write_kubeconfig(path, server=self.server, ca_file=self.ca_file, user=user, token=token)
 
     def _start(self, name: str, argv: list[str]) -> Process:
         return self._run.start(name, in_namespace(self.netns, dying_with_parent(argv)))
 
     def _write_files(self) -> None:
         (self.folder / "audit-policy.yaml").write_text(AUDIT_POLICY)
-        (self.folder / "service-account.key").write_text(_ecdsa_key())
+        (self.folder / "service-account.key").write_text(ecdsa_key())
         tokens = (
             f'{self._admin_token},rig-admin,rig-admin,"system:masters"\n'
             f'{self._controller_token},system:kube-controller-manager,controller-manager,"system:masters"\n'
@@ -371,14 +375,3 @@ def _free_ports(count: int) -> tuple[int, ...]:
     finally:
         for each in sockets:
             each.close()
-
-
-def _ecdsa_key() -> str:
-    """A fresh P-256 private key in PEM (RFC 5915; the public part is optional and left to the reader)."""
-    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-    scalar = (secrets.randbelow(order - 1) + 1).to_bytes(32, "big")
-    curve = bytes.fromhex("a00a06082a8648ce3d030107")  # [0] OBJECT IDENTIFIER prime256v1
-    body = b"\x02\x01\x01" + b"\x04\x20" + scalar + curve
-    text = base64.b64encode(b"\x30" + bytes([len(body)]) + body).decode()
-    lines = "\n".join(text[i : i + 64] for i in range(0, len(text), 64))
-    return f"-----BEGIN EC PRIVATE KEY-----\n{lines}\n-----END EC PRIVATE KEY-----\n"
