@@ -66,7 +66,8 @@ class Holdfast:
                 cluster.start_speaker(host.name)
         cluster.wait_speakers()
         cluster.apply(
-            "apiVersion: holdfast.dev/v1alpha1\nkind: VirtualIP\nmetadata: {name: bench, namespace: default}\n"
+            "apiVersion: holdfast.dev/v1alpha1\nkind: VirtualIP\n"
+            "metadata: {name: bench, namespace: default}\n"
             f"spec: {{address: {ADDRESS}, failover: {{advertIntervalMilliseconds: {self.interval_ms}}}}}\n"
         )
         cluster.wait_ready("bench")
@@ -224,9 +225,7 @@ def contestants() -> list[Contestant]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="make bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--crashes", type=int, default=20, help="silent crashes for each (default 20)")
     parser.add_argument("--only", default="", help="only contestants whose name contains this")
     parser.add_argument("--seed", type=int, default=1, help="of the moments of the crashes")
@@ -236,9 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not chosen:
         parser.error(f"--only {options.only}: there are {', '.join(c.label for c in contestants())}")
     end_on_sigterm()
-    say_on_stderr(
-        f"{len(chosen)} contestants, {options.crashes} crashes each: about {len(chosen) * options.crashes * 7 // 60 + 2} minutes."
-    )
+    minutes = len(chosen) * options.crashes * 7 // 60 + 2
+    say_on_stderr(f"{len(chosen)} contestants, {options.crashes} crashes each: about {minutes} minutes.")
     results: list[Results] = []
     try:
         with Cluster(hosts=3, capabilities=FULL_CAPABILITIES) as cluster:
@@ -270,8 +268,8 @@ def _page(text: str, figures: Sequence[Figure], crashes: int) -> str:
         "# Benchmark\n\n"
         "Written by `make bench`. Three hosts (network namespaces) on one switch, a real Kubernetes control\n"
         "plane beside them, all on one machine; a client asks 1,000 times a second. The host of the Active\n"
-        f"loses its power silently (link up) {crashes} times for each; the gap is the time without an answer.\n"
-        "Nobody preempts.\n\n"
+        f"loses its power silently (link up) {crashes} times for each; the gap is the time without an\n"
+        "answer. Nobody preempts.\n\n"
         f"{text}\n"
         f"At 10 ms adverts Holdfast's p99 gap is {ratio:.2f} times keepalived's.\n\n"
         "![gaps](benchmark.svg)\n"

@@ -36,8 +36,8 @@ def table(figures: Sequence[Figure], *, late_ms: float) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     note = (
-        "Lost probes: median (worst) of a crash. Memory (RSS of all its processes) and CPU (of one core, 10 s\n"
-        f"at rest): the busiest node. The probe itself was late by at most {late_ms:.1f} ms.\n"
+        "Lost probes: median (worst) of a crash. Memory (RSS of all its processes) and CPU (of one core,\n"
+        f"10 s at rest): the busiest node. The probe itself was late by at most {late_ms:.1f} ms.\n"
     )
     return "\n".join(lines) + "\n\n" + note
 
