@@ -3,11 +3,12 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
 from tests.rig import binaries
+from tests.rig.cluster import Cluster
 from tests.rig.controlplane import ControlPlane
 from tests.rig.run import Run, end_on_sigterm
 
@@ -75,6 +76,34 @@ def clean_cluster(control_plane: ControlPlane) -> Iterator[ControlPlane]:
     remove_objects(control_plane)
     yield control_plane
     remove_objects(control_plane)
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(rig_ready: None, say: Say) -> Iterator[Cluster]:  # noqa: ARG001  as above
+    """Three hosts, one operator, one client; ask for ``cluster`` instead."""
+    try:
+        with Cluster(hosts=3, say=say) as made:
+            yield made
+    except binaries.MissingToolError as missing:
+        pytest.fail(str(missing), pytrace=False)
+
+
+@pytest.fixture
+def cluster(shared_cluster: Cluster) -> Cluster:
+    """The session's cluster as new: all up, no fault, no VirtualIP, nothing bound."""
+    shared_cluster.reset()
+    return shared_cluster
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed story shows its cluster: objects, addresses, ends of logs."""
+    report = yield
+    used: dict[str, object] = getattr(item, "funcargs", {})
+    made = used.get("cluster")
+    if report.failed and isinstance(made, Cluster):
+        report.sections.append(("the cluster", made.describe()))
+    return report
 
 
 def remove_objects(control_plane: ControlPlane) -> None:

@@ -2,6 +2,7 @@
 """One run of the rig: an id in every path and namespace, and a clean-up that removes only what carries it."""
 
 import atexit
+import contextlib
 import json
 import os
 import re
@@ -10,7 +11,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -90,9 +92,24 @@ class Run:
             return
         self._closed = True
         atexit.unregister(self.close)
-        for process in reversed(self._processes):
-            process.kill()
-        _remove(self.id, self.folder)
+        with _uninterrupted():
+            for process in reversed(self._processes):
+                process.kill()
+            _remove(self.id, self.folder)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """An impatient second Ctrl-C would leave half of it behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def command(*argv: str, stdin: str | None = None, check: bool = True) -> str:
