@@ -141,9 +141,14 @@ class VirtualIPPoolSpec(Part, frozen=True):
     default: bool = False
 
 
+class VirtualIPPoolStatus(Part, frozen=True):
+    conditions: tuple[Condition, ...] = ()
+
+
 class VirtualIPPool(Part, frozen=True):
     metadata: Metadata
     spec: VirtualIPPoolSpec
+    status: VirtualIPPoolStatus = VirtualIPPoolStatus()
 
 
 # --- VirtualRouter ------------------------------------------------------------------------------
