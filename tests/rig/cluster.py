@@ -161,20 +161,21 @@ class Cluster:
         self.hosts[host].stop_speaker()
         self.start_speaker(host)
 
-    def wait_speakers(self, hosts: Iterable[str] | None = None, *, timeout_s: float = 30.0) -> None:
+    def wait_speakers(
+        self, hosts: Iterable[str] | None = None, *, nic: str = "eth0", timeout_s: float = 30.0
+    ) -> None:
         """Until these speakers (default: all that run) hold a Lease and may claim addresses."""
         running = [n for n, h in self.hosts.items() if h.speaker is not None and h.speaker.running()]
         for name in list(hosts or running):
             self.wait_until(
-                f"speaker of {name} has reported", partial(self._reported, name), timeout_s=timeout_s
+                f"speaker of {name} has reported", partial(self._reported, name, nic), timeout_s=timeout_s
             )
 
-    def _reported(self, name: str) -> bool:
+    def _reported(self, name: str, nic: str) -> bool:
         self.hosts[name].running_speaker()
         status = (self.api.get("Speaker", name) or {}).get("status") or {}
-        nics = {nic["name"]: nic for nic in status.get("interfaces", [])}
-        heard = nics.get(self.hosts[name].cable.device, {}).get("listened", False)
-        return bool(heard) and self.api.get("Lease", name, LEASE_NAMESPACE) is not None
+        heard = {i["name"] for i in status.get("interfaces", []) if i.get("listened")}
+        return nic in heard and self.api.get("Lease", name, LEASE_NAMESPACE) is not None
 
     # --- VirtualIPs -----------------------------------------------------------------------------
 

@@ -57,6 +57,12 @@ class Host:
         script += [f"address add {cidr} dev {name}" for cidr in own]
         command("ip", "-n", self.namespace, "-batch", "-", stdin="\n".join(script) + "\n")
 
+    def remove_bridge(self, name: str = "br0") -> None:
+        """Undoes ``add_bridge``."""
+        nic = self.cable.device
+        script = [f"link del {name}", *(f"address add {cidr} dev {nic}" for cidr in sorted(self._own))]
+        command("ip", "-n", self.namespace, "-batch", "-", stdin="\n".join(script) + "\n")
+
     def start(self, name: str, argv: Sequence[str]) -> Process:
         """An unconfined program on this host (keepalived, ucarp); its log is ``HOST-NAME.log``."""
         inside = in_namespace(netns_path(self.namespace), dying_with_parent(argv))
