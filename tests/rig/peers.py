@@ -80,6 +80,8 @@ class Ucarp:
 
 
 def _folder(host: Host, name: str) -> Path:
+    """An empty folder: a pid file that a crash left would keep the next start from starting."""
     folder = host.run.folder / "hosts" / host.name / name
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     return folder
