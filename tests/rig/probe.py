@@ -105,6 +105,10 @@ class Probe:
         if self._process.running():
             self._process.kill()
         self._reader.join(5)
+        for pipe in (self._process.popen.stdin, self._process.popen.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
     def wait_answer(self, address: str, timeout_s: float = 10.0) -> float:
         """When (monotonic) the first request that got an answer was sent; waits for it."""
@@ -162,7 +166,6 @@ class Probe:
                         gaps = tuple(Gap(**g) for g in news.pop("gaps"))
                         self._results[news["address"]] = Answers(gaps=gaps, **news)
                 self._news.notify_all()
-        stream.close()
 
 
 # --- the program ------------------------------------------------------------------------------------
