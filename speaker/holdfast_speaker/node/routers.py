@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All virtual routers of this node: which there are (the plan), and on which NIC each one runs."""
+
+from typing import Final, assert_never
+
+from holdfast_api.conditions import Reason
+from holdfast_api.interfaces import choose
+from holdfast_api.types import Interface, VirtualRouter
+from holdfast_speaker import events as on
+from holdfast_speaker.effects import Hear, Log, Prepare
+from holdfast_speaker.node.address import ON_NIC
+from holdfast_speaker.node.agenda import Agenda
+from holdfast_speaker.node.book import Book
+from holdfast_speaker.node.host import Host
+from holdfast_speaker.node.instance import Instance
+from holdfast_speaker.node.nic import Nic
+from holdfast_speaker.units import NEVER_US
+
+MAX_NICS: Final = 64
+
+PlanEvent = (
+    on.RoutersListed
+    | on.RouterChanged
+    | on.RouterRejected
+    | on.RouterDeleted
+    | on.PlanRestored
+    | on.ApiConfirmed
+)
+
+
+class Routers:
+    """``instances`` by name, in order; ``running`` by ifindex and VRID; ``claimants`` by packed address."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.book = Book()
+        self.instances: dict[str, Instance] = {}
+        self.running: dict[tuple[int, int], Instance] = {}
+        self.claimants: dict[bytes, tuple[Instance, ...]] = {}
+        self.agenda: Agenda[Instance] = Agenda()
+        self.links_seen = False
+        self.stopping = False
+        self._hearing_on: frozenset[int] = frozenset()
+        self._prepared: dict[int, frozenset[str]] = {}
+
+    # --- the plan -------------------------------------------------------------------------------
+
+    def read(self, event: PlanEvent, now_us: int) -> None:
+        """What the API, or the plan kept on this node, says."""
+        book, host = self.book, self.host
+        if isinstance(event, on.PlanRestored):
+            if host.confirmed_us is not None:
+                return  # the API was faster
+            book.terms.update((name, event.terms[name]) for name in sorted(event.terms))
+            changed = self._adopt(event.routers, now_us)
+        else:
+            host.confirmed_us = now_us
+            match event:
+                case on.ApiConfirmed():
+                    return
+                case on.RoutersListed():
+                    names = [router.metadata.name for router in event.routers]
+                    gone = book.missing([*names, *(name for name, _ in event.rejected)])
+                    self._withdraw(gone, now_us)
+                    for name, why in event.rejected:
+                        self._reject(name, why)
+                    changed = self._adopt(event.routers, now_us) or bool(gone)
+                case on.RouterChanged():
+                    changed = self._adopt((event.router,), now_us)
+                case on.RouterRejected():
+                    self._reject(event.name, event.why)
+                    changed = False
+                case on.RouterDeleted():
+                    changed = event.name in book.routers or event.name in book.rejected
+                    self._withdraw((event.name,), now_us)
+                case _:
+                    assert_never(event)
+        if changed:
+            host.unsaved = True
+            host.hearing.learn(book.addresses(), book.sources())
+            self.place_all(now_us)
+
+    def _adopt(self, routers: tuple[VirtualRouter, ...], now_us: int) -> bool:
+        changed = False
+        for router in sorted(routers, key=lambda router: router.metadata.name):
+            name = router.metadata.name
+            if not self.book.accept(router):
+                if name in self.book.rejected:
+                    self._reject(name, self.book.rejected[name])
+                elif name in self.instances and name in self.book.routers:
+                    self.instances[name].virtual_router = self.book.routers[name]
+                continue
+            changed = True
+            instance = self.instances.get(name)
+            if instance is not None:
+                instance.leaving = False
+                instance.adopt(router, now_us)
+            elif any(candidate.node == self.host.name for candidate in router.spec.candidates):
+                self.instances[name] = Instance(self.host, router, self.book.terms.get(name, 0))
+                self.instances = dict(sorted(self.instances.items()))
+        return changed
+
+    def _reject(self, name: str, why: str) -> None:
+        self.book.reject(name, why)
+        instance = self.instances.get(name)
+        if instance is None or instance.invalid != why:
+            facts = (("router", name[:64]), ("why", why[:200]))
+            self.host.out.append(
+                Log("error", "A VirtualRouter can't be read; its last good version stays", facts)
+            )
+        if instance is not None:
+            instance.invalid = why
+        self.host.dirty = True
+
+    def _withdraw(self, names: tuple[str, ...], now_us: int) -> None:
+        for name in names:
+            self.book.delete(name)
+            instance = self.instances.get(name)
+            if instance is None:
+                continue
+            instance.leaving = True
+            nic = instance.nic
+            instance.halt(Reason.NOT_CANDIDATE, now_us)
+            if nic is not None:
+                self.host.hearing.forget(nic.link.index, instance.virtual_router_id)
+            self.agenda.arm(instance)
+            self.sweep(instance)
+
+    def sweep(self, instance: Instance) -> None:
+        """A deleted router is forgotten when nothing of it is on a NIC any more."""
+        if instance.leaving and not instance.holdings.in_phase(*ON_NIC):
+            instance.deadline_us = NEVER_US
+            if self.instances.pop(instance.name, None) is not None:
+                self.host.dirty = True
+                self._index()
+
+    # --- where each router runs -----------------------------------------------------------------
+
+    def place_all(self, now_us: int) -> None:
+        """Links or plan have changed: choose each router's NIC anew."""
+        interfaces = [nic.link.interface for nic in self.host.nics.values()]
+        taken: dict[tuple[int, int], str] = {}
+        wheres: dict[str, Nic | Reason] = {}
+        for name, instance in self.instances.items():
+            where = self._where(instance, interfaces)
+            if isinstance(where, Nic):
+                key = (where.link.index, instance.virtual_router_id)
+                if taken.setdefault(key, name) != name:
+                    where = Reason.INVALID_PLAN  # two routers with one VRID on one NIC
+            wheres[name] = where
+        chosen = [where.link.index for where in wheres.values() if isinstance(where, Nic)]
+        self._listen(chosen, now_us)
+        for name, instance in self.instances.items():
+            instance.place(wheres[name], now_us)
+            instance.settle(now_us)
+            self.agenda.arm(instance)
+        self._index()
+        if not self.stopping:
+            self._prepare()
+
+    def _where(self, instance: Instance, interfaces: list[Interface]) -> Nic | Reason:
+        if self.stopping:
+            return Reason.STOPPING
+        if not instance.runs_here:
+            return Reason.NOT_CANDIDATE
+        if not self.links_seen:
+            return Reason.STARTING
+        spec = instance.virtual_router.spec
+        addresses = [planned.address for planned in spec.addresses if planned.state == "Held"]
+        addresses = addresses or [planned.address for planned in spec.addresses]
+        chosen = choose(interfaces, spec.interfaces, addresses)
+        if isinstance(chosen, Reason):
+            return chosen
+        nic = next(nic for nic in self.host.nics.values() if nic.link.interface is chosen)
+        return nic if nic.usable else Reason.NO_CARRIER
+
+    def _index(self) -> None:
+        self.running = {
+            (instance.nic.link.index, instance.virtual_router_id): instance
+            for instance in self.instances.values()
+            if instance.nic is not None
+        }
+        claimants: dict[bytes, list[Instance]] = {}
+        for instance in self.instances.values():
+            for packed in instance.holdings.by_packed:
+                claimants.setdefault(packed, []).append(instance)
+        self.claimants = {packed: tuple(several) for packed, several in claimants.items()}
+
+    def _listen(self, chosen: list[int], now_us: int) -> None:
+        """Hear every NIC that has addresses of its own, and those chosen by name; the chosen ones first."""
+        others = [index for index, nic in sorted(self.host.nics.items()) if nic.is_addressed]
+        wanted = frozenset(list(dict.fromkeys([*sorted(chosen), *others]))[:MAX_NICS])
+        for index, nic in self.host.nics.items():
+            if index not in wanted:
+                if nic.heard_since_us is not None:
+                    self.host.hearing.forget(index)
+                nic.listen(None)
+            elif nic.heard_since_us is None:
+                nic.listen(now_us)
+        if wanted != self._hearing_on:
+            self._hearing_on = wanted
+            self.host.out.append(Hear(wanted))
+
+    def _prepare(self) -> None:
+        wanted: dict[int, set[str]] = {index: set() for index in self._prepared}
+        for instance in self.instances.values():
+            if instance.nic is not None:
+                addresses = [holding.address for holding in instance.holdings.wanted()]
+                wanted.setdefault(instance.nic.link.index, set()).update(addresses)
+        for index in sorted(wanted):
+            whole = frozenset(wanted[index])
+            if self._prepared.get(index, frozenset()) != whole:
+                self.host.out.append(Prepare(index, whole))
+        self._prepared = {index: frozenset(several) for index, several in wanted.items() if several}

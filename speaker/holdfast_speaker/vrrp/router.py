@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One virtual router's election (RFC 9568 6.4): Initialize, Backup, Active.
+
+House rules. All changes of state live here. Time is an argument. What shall be done comes back as acts, in
+order; addresses, NICs and bytes are somebody else's business. Taking is two steps: ``due`` says that
+nobody is Active, ``take`` follows when the node has something to bind (a probe may come in between).
+
+    Initialize --start--> Backup --due, take--> Active --stop--> Initialize
+                            ^                      |
+                            +-- better advert, ----+
+                                lapse, give_up
+"""
+
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from typing import Final, Literal
+
+from holdfast_speaker.units import MILLISECOND_US, NEVER_US
+from holdfast_speaker.vrrp.timing import active_down_us, skew_us
+
+_COPIES_OF_LONGER_INTERVAL: Final = 3
+
+
+class State(StrEnum):
+    INITIALIZE = "Initialize"
+    BACKUP = "Backup"
+    ACTIVE = "Active"
+
+
+class Act(Enum):
+    ADVERTISE = "advertise"  # an advert with the present priority
+    RESIGN = "resign"  # an advert with priority 0
+    YIELD = "yield"  # the addresses are not ours any more
+    DEFEND = "defend"  # somebody else claimed the router: announce the whole burst again
+
+
+Acts = tuple[Act, ...]
+_NOTHING: Final[Acts] = ()
+_ADVERTISE: Final[Acts] = (Act.ADVERTISE,)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """``priority`` 1 to 254; the interval is what our own adverts say."""
+
+    priority: int
+    interval_us: int
+    failback: Literal["Never", "Immediate", "Delayed"] = "Never"
+    failback_delay_us: int = 0
+
+
+class Router:
+    """The machine. ``deadline_us`` is when ``wake`` must be called next (NEVER_US: not by itself)."""
+
+    __slots__ = (
+        "_advert_at_us",
+        "_answered_at_us",
+        "_backup_since_us",
+        "_cadence_us",
+        "_down_at_us",
+        "_linger",
+        "_sent_at_us",
+        "deadline_us",
+        "preempting",
+        "resigned",
+        "settings",
+        "state",
+    )
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.state = State.INITIALIZE
+        self.deadline_us = NEVER_US
+        self.resigned = False  # the last word heard from an Active was priority 0
+        self.preempting = False  # an Active of lower priority was heard, and not obeyed
+        self._cadence_us = settings.interval_us  # between our adverts; lags behind a longer interval
+        self._linger = 0
+        self._down_at_us = self._advert_at_us = NEVER_US
+        self._sent_at_us = self._answered_at_us = self._backup_since_us = 0
+
+    # --- Initialize and back --------------------------------------------------------------------
+
+    def start(self, now_us: int, *, down_at_us: int) -> None:
+        """Initialize to Backup; nobody heard until ``down_at_us`` means nobody is Active."""
+        self.resigned = self.preempting = False
+        self._backup(now_us, down_at_us)
+
+    def stop(self) -> Acts:
+        """To Initialize; an Active says so with priority 0 before it lets go."""
+        was, self.state, self.deadline_us = self.state, State.INITIALIZE, NEVER_US
+        return (Act.RESIGN, Act.YIELD) if was is State.ACTIVE else _NOTHING
+
+    def configure(self, settings: Settings, now_us: int) -> Acts:
+        """New priority, interval or failback, used from now on.
+
+        An Active's longer interval is first advertised, three times at the old cadence: a Backup that
+        missed it would call us silent.
+        """
+        old, self.settings = self.settings, settings
+        if settings.interval_us == old.interval_us:
+            return _NOTHING
+        if self.state is State.ACTIVE and self._late(now_us):
+            return _NOTHING  # judged by the old cadence; wake() makes it lapse
+        if self.state is not State.ACTIVE or settings.interval_us < self._cadence_us:
+            self._cadence_us, self._linger = settings.interval_us, 0
+        else:
+            self._linger = _COPIES_OF_LONGER_INTERVAL
+        return self._advertise(now_us) if self.state is State.ACTIVE else _NOTHING
+
+    # --- Backup ---------------------------------------------------------------------------------
+
+    def due(self, now_us: int) -> bool:
+        """Whether this Backup has waited long enough: nobody is Active."""
+        return self.state is State.BACKUP and now_us >= self._down_at_us
+
+    def take(self, now_us: int) -> Acts:
+        """Backup to Active; the advert comes before anything is bound, so that the old Active lets go."""
+        self.state = State.ACTIVE
+        self._cadence_us, self._linger = self.settings.interval_us, 0
+        self._answered_at_us = now_us - self._cadence_us
+        return self._advertise(now_us)
+
+    def _preempts(self, now_us: int) -> bool:
+        match self.settings.failback:
+            case "Never":
+                return False
+            case "Immediate":
+                return True
+            case "Delayed":
+                return now_us - self._backup_since_us >= self.settings.failback_delay_us
+
+    def _backup(self, now_us: int, down_at_us: int) -> None:
+        self.state = State.BACKUP
+        self._backup_since_us = now_us
+        self.deadline_us = self._down_at_us = down_at_us
+
+    # --- both -----------------------------------------------------------------------------------
+
+    def hear(
+        self, now_us: int, *, priority: int, interval_us: int, greater: bool | None, obeyed: bool
+    ) -> Acts:
+        """A valid advert on our VRID from somebody else.
+
+        ``greater``: its source is the greater one (None: a tie is not judged by this advert).
+        ``obeyed``: it is the Active we follow, or we follow none.
+        """
+        if self.state is State.BACKUP:
+            self._hear_as_backup(now_us, priority, interval_us, obeyed=obeyed)
+            return _NOTHING
+        if self.state is State.INITIALIZE:
+            return _NOTHING
+        if self._late(now_us):
+            acts = self._lapse(now_us)
+            self._hear_as_backup(now_us, priority, interval_us, obeyed=True)
+            return acts
+        own = self.settings.priority
+        if priority == 0:
+            return self._answer(now_us)
+        if priority > own or (priority == own and greater):
+            # One last advert of our own tells the winner that there were two (semantics R4.3).
+            self.resigned = self.preempting = False
+            self._backup(now_us, now_us + active_down_us(own, interval_us))
+            return (Act.ADVERTISE, Act.YIELD)
+        if priority == own and greater is None:
+            return _NOTHING
+        return (*self._answer(now_us), Act.DEFEND)
+
+    def _hear_as_backup(self, now_us: int, priority: int, interval_us: int, *, obeyed: bool) -> None:
+        own = self.settings.priority
+        if priority == 0:
+            if obeyed:
+                # Never later than it was: repeated resignations must not starve the takeover.
+                self.resigned = True
+                self._down_at_us = min(self._down_at_us, now_us + skew_us(own, interval_us))
+                self.deadline_us = self._down_at_us
+        elif priority >= own or not self._preempts(now_us):
+            self.resigned = self.preempting = False
+            self.deadline_us = self._down_at_us = now_us + active_down_us(own, interval_us)
+        else:
+            self.preempting = True
+
+    def wake(self, now_us: int) -> Acts:
+        """The deadline is past. A Backup that is due stays so until it takes, or hears an Active."""
+        if self.state is State.BACKUP and now_us >= self._down_at_us:
+            self.deadline_us = NEVER_US
+        elif self.state is State.ACTIVE and now_us >= self._advert_at_us:
+            if self._late(now_us):
+                return self._lapse(now_us)
+            on_time_us = self._advert_at_us + self._cadence_us
+            acts = self._advertise(now_us)
+            if now_us < on_time_us < self._advert_at_us:  # a late wake-up must not shift all later adverts
+                self.deadline_us = self._advert_at_us = on_time_us
+            return acts
+        return _NOTHING
+
+    # --- Active ---------------------------------------------------------------------------------
+
+    def give_up(self, now_us: int) -> Acts:
+        """Active to Backup by our own decision: nothing could be bound, or the plan wants it."""
+        self._backup(now_us, now_us + active_down_us(self.settings.priority, self.settings.interval_us))
+        return (Act.RESIGN, Act.YIELD)
+
+    def _late(self, now_us: int) -> bool:
+        """Whether the others may have called us silent: three intervals without an advert (R4.2)."""
+        return now_us - self._sent_at_us >= 3 * self._cadence_us
+
+    def _lapse(self, now_us: int) -> Acts:
+        self.resigned = self.preempting = False
+        self._backup(now_us, now_us + active_down_us(self.settings.priority, self.settings.interval_us))
+        return (Act.YIELD,)
+
+    def _answer(self, now_us: int) -> Acts:
+        """An advert at once, but no more than four in an interval, whatever is heard."""
+        if now_us - self._answered_at_us < max(self._cadence_us // 4, MILLISECOND_US):
+            return _NOTHING
+        self._answered_at_us = now_us
+        return self._advertise(now_us)
+
+    def _advertise(self, now_us: int) -> Acts:
+        if self._linger:
+            self._linger -= 1
+        else:
+            self._cadence_us = self.settings.interval_us
+        self._sent_at_us = now_us
+        self.deadline_us = self._advert_at_us = now_us + self._cadence_us
+        return _ADVERTISE
