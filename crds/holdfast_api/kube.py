@@ -205,7 +205,7 @@ class Kube:
         self,
         method: Method,
         path: str,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | list[Any] | None = None,
         *,
         query: Mapping[str, str] | None = None,
         content_type: str = "application/json",

@@ -100,7 +100,7 @@ def check(given: Mapping[str, Any], old: Mapping[str, Any] | None = None) -> tup
     wanted = _stored(given, kind)
     errors = [*_metadata(wanted), *_structure(kind.schema, wanted, ""), *_list_keys(kind.schema, wanted, "")]
     if any(error.blocks for error in errors):
-        errors.append(_invalid(NOWHERE, "", SEVERAL_RULES_UNCHECKED))
+        errors.append(_invalid(NOWHERE, None, SEVERAL_RULES_UNCHECKED))
     else:
         errors += _rules(kind.schema, wanted, None if old is None else _stored(old, kind), "")
     return wanted, sorted(errors)
@@ -160,7 +160,7 @@ def _property(schema: Schema, name: str) -> Schema | None:
 
 
 def _defaulted(schema: Schema | None, value: Any) -> Any:
-    """A copy with nulls dropped and defaults put in, both as the server does it on the way in."""
+    """A copy with nulls dropped, defaults put in and 100.0 read as 100, as the server does on the way in."""
     if isinstance(value, Mapping):
         own = schema or {}
         filled = {key: item for key, item in value.items() if item is not None or _property(own, key) is None}
@@ -170,6 +170,8 @@ def _defaulted(schema: Schema | None, value: Any) -> Any:
         return {key: _defaulted(_property(own, key), item) for key, item in filled.items()}
     if isinstance(value, list):
         return [_defaulted((schema or {}).get("items"), item) for item in value]
+    if isinstance(value, float) and value.is_integer() and (schema or {}).get("type") == "integer":
+        return int(value)
     return value
 
 
@@ -240,7 +242,7 @@ def _type(schema: Schema, value: Any, path: str) -> list[FieldError]:
         return []
     wanted = schema.get("type", "object")
     found, found_format = _type_of(value)
-    if found == wanted or (wanted == "integer" and isinstance(value, float) and value.is_integer()):
+    if found == wanted:
         return []
     if "format" in schema and found not in ("string", "array", "null"):
         return [_wrong_type(path, schema["format"], found_format)]
