@@ -23,6 +23,8 @@ from holdfast_operator.eligibility import Atlas, Refusal, Selector, canonical, s
 from holdfast_operator.world import Vip, VipKey, World
 
 DEFAULT_DELAY_S = 300
+SHORTEST_MS = 10
+LONGEST_MS = 40_950  # what an advert's twelve bits of centiseconds can say
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -173,6 +175,9 @@ def _alone(vip: Vip, place: Place | None, node_of: Mapping[str, str]) -> Claim:
     elif spec.mode != "NodeMAC":
         words = "this version has NodeMAC only: set spec.mode to NodeMAC"
         refused = Refusal(Reason.MODE_NOT_SUPPORTED, f"spec.mode {spec.mode}: {words}")
+    elif not SHORTEST_MS <= spec.failover.advert_interval_milliseconds <= LONGEST_MS:
+        words = f"must be {SHORTEST_MS} to {LONGEST_MS}"
+        refused = Refusal(Reason.INVALID_SPEC, f"spec.failover.advertIntervalMilliseconds: {words}")
     elif place is None and address in node_of:
         # Only before it has a place: kubelets are known to report a VIP they find bound as a Node's own.
         words = f"{address} is an address of node {node_of[address]} itself"

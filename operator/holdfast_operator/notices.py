@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from holdfast_api.conditions import ConditionType, Reason
 from holdfast_api.names import API_VERSION, OPERATOR_MANAGER
-from holdfast_api.types import Condition, Metadata, Transition, VirtualIPStatus
+from holdfast_api.types import Condition, Metadata, RouterAddress, Transition, VirtualIPStatus
 
 LONGEST_NOTE = 1000  # bytes; the API takes 1,024
 
@@ -93,6 +93,13 @@ def _conflict(old: VirtualIPStatus, new: VirtualIPStatus) -> Notice | None:
     if after is None or after.status != "True" or (before is not None and before.reason == after.reason):
         return None
     return Notice("Warning", "Conflict", f"{after.reason}: {after.message}")
+
+
+def released(entry: RouterAddress) -> tuple[Metadata, Notice]:
+    """The last news of a VirtualIP that is gone: its address is free."""
+    owner = entry.owner
+    note = f"{entry.address} is released: no node holds it any more"
+    return Metadata(owner.name, owner.namespace, owner.uid), Notice("Normal", "Released", note)
 
 
 def event_body(notice: Notice, vip: Metadata, now: str, reporter: str) -> Mapping[str, Any]:
