@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -87,7 +87,8 @@ class _Requests:
 class KernelAddresses:
     """``ports.Addresses`` on rtnetlink. Needs NET_ADMIN; writes nothing to /proc/sys."""
 
-    def __init__(self) -> None:
+    def __init__(self, news_buffer_bytes: int = 4 << 20) -> None:
+        self._news_buffer_bytes = news_buffer_bytes
         self._netlink = netlink.Requests()
         self._requests: dict[tuple[int, int], _Requests] = {}
         self._prepared: dict[int, frozenset[str]] = {}
@@ -209,7 +210,7 @@ class KernelAddresses:
 
     async def watch(self) -> AsyncIterator[LinksSeen | AddressesSeen]:
         loop = asyncio.get_running_loop()
-        with closing(netlink.Monitor(MARK)) as monitor:
+        with closing(netlink.Monitor(MARK, self._news_buffer_bytes)) as monitor:
             news = _News(monitor, known=self._links.__contains__)
             loop.add_reader(monitor.fileno(), news.read)
             around = asyncio.create_task(self._look_around_often())
@@ -329,7 +330,14 @@ async def _within(event: asyncio.Event, seconds: float) -> None:
 
 
 def _read(reader: Callable[[bytes], _T | None], bodies: Iterable[bytes]) -> list[_T]:
-    return [found for body in bodies if (found := reader(body)) is not None]
+    """What the reader makes of them; a message it cannot read, from a future kernel, is left out."""
+    found: list[_T] = []
+    for body in bodies:
+        with suppress(struct.error, IndexError):
+            value = reader(body)
+            if value is not None:
+                found.append(value)
+    return found
 
 
 def _family(address: str) -> int:

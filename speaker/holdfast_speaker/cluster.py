@@ -16,6 +16,7 @@ import msgspec
 
 from holdfast_api import kube, names
 from holdfast_api.backoff import delay_s
+from holdfast_api.decode import DecodeError, decode_router
 from holdfast_api.types import Metadata, Part, SpeakerStatus, VirtualRouter
 from holdfast_speaker.events import (
     ApiConfirmed,
@@ -40,7 +41,6 @@ class _Named(Part, frozen=True):
     metadata: Metadata
 
 
-_ROUTER: Final = msgspec.json.Decoder(VirtualRouter)
 _NAMED: Final = msgspec.json.Decoder(_Named)
 
 
@@ -65,8 +65,8 @@ class Trouble:
 def read_router(raw: msgspec.Raw) -> VirtualRouter | RouterRejected:
     """One VirtualRouter as the API has it, or its name and what cannot be read in it."""
     try:
-        return _ROUTER.decode(raw)
-    except msgspec.DecodeError as error:
+        return decode_router(raw)
+    except DecodeError as error:
         return RouterRejected(name_of(raw), str(error))
 
 

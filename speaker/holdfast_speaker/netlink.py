@@ -214,11 +214,11 @@ class Monitor:
     refresh of 1,000 would wake us 1,000 times); that one of ours went is let through.
     """
 
-    def __init__(self, mark: int) -> None:
+    def __init__(self, mark: int, buffer_bytes: int) -> None:
         self._sock = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
         )
-        enlarge(self._sock, 4 << 20)
+        enlarge(self._sock, buffer_bytes)
         bpf.attach(self._sock, _not_our_refresh(mark))
         self._sock.bind((0, _GROUPS))
 

@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from holdfast_api.decode import decode_router
 from holdfast_api.types import VirtualRouter
 from holdfast_speaker.events import PlanRestored
 
@@ -24,7 +25,7 @@ _MOST_ROUTERS: Final = 255
 class _Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     layout: int
     node: str
-    routers: tuple[VirtualRouter, ...]
+    routers: tuple[msgspec.Raw, ...]
     terms: dict[str, int]
 
 
@@ -44,9 +45,9 @@ class PlanFile:
         except (OSError, msgspec.DecodeError, ValueError) as error:
             log.warning("%s is ignored: %s; the plan will come from the API", self._path, error)
             return None
-        return PlanRestored(plan.routers, plan.terms)
+        return plan
 
-    def _read(self) -> _Plan:
+    def _read(self) -> PlanRestored:
         with self._path.open("rb") as file:
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
@@ -65,11 +66,15 @@ class PlanFile:
             raise ValueError(f"it has {len(plan.routers)} routers, at most {_MOST_ROUTERS} exist")
         if any(not 0 <= term < 1 << 62 for term in plan.terms.values()):
             raise ValueError("a term in it is out of range")
-        return plan
+        return PlanRestored(tuple(map(decode_router, plan.routers)), plan.terms)
 
     def save(self, routers: tuple[VirtualRouter, ...], terms: tuple[tuple[str, int], ...]) -> None:
         """Replace the file in one step, so that a crash leaves the old one or the new one. Never raises."""
-        content = msgspec.json.encode(_Plan(_LAYOUT, self._node, routers, dict(terms)))
+        content = msgspec.json.encode(
+            _Plan(
+                _LAYOUT, self._node, tuple(msgspec.Raw(msgspec.json.encode(r)) for r in routers), dict(terms)
+            )
+        )
         fresh = self._path.with_name(f".{NAME}.{os.getpid()}")
         try:
             self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shell: order of hearing and timing, outcomes fed back, failures survived, a clean end."""
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from holdfast_api.types import Interface, RouterReport, SpeakerStatus
+from holdfast_speaker import effects, events
+from holdfast_speaker.alarm import now_us
+from holdfast_speaker.effects import Effect
+from holdfast_speaker.events import Event
+from holdfast_speaker.ports import Neighbour, Surroundings
+from tests.unit.doors.fake_doors import Answer, FakeBrain, House
+
+
+@pytest.fixture(autouse=True)
+def thawed() -> Iterator[None]:
+    """The loop freezes the collector's work; the tests after this one want it back."""
+    yield
+    gc.enable()
+    gc.unfreeze()
+
+
+def on(kind: type[Event], *wanted: Effect) -> Answer:
+    def answer(event: Event, _now: int) -> Sequence[Effect]:
+        return wanted if isinstance(event, kind) else ()
+
+    return answer
+
+
+def test_what_waits_on_the_wire_is_heard_before_the_deadline_is_served() -> None:
+    """The loop was away for 30 ms; in that time both an advert came and the deadline passed."""
+    brain = FakeBrain()
+
+    async def story() -> int:
+        house = House(brain)
+
+        def stall() -> None:
+            brain.deadline = now_us() + 5_000
+            house.loop.feed(events.ApiConfirmed())
+            time.sleep(0.03)
+            house.wire.arrive(*[(2, b"advert")] * 200)
+
+        return await house.live(stall)
+
+    def answer(event: Event, now: int) -> Sequence[Effect]:
+        if isinstance(event, events.FrameReceived):
+            brain.deadline = now + 1_000_000  # it lives: not due any more
+        return ()
+
+    brain.answer = answer
+    assert asyncio.run(story()) == 0
+    assert brain.kinds().count("FrameReceived") == 200
+    assert "TimerFired" not in brain.kinds()
+
+
+def test_a_deadline_fires_once_and_its_lateness_is_counted() -> None:
+    brain = FakeBrain()
+
+    def answer(event: Event, _now: int) -> Sequence[Effect]:
+        if isinstance(event, events.ApiConfirmed):
+            brain.deadline = now_us() + 5_000
+        if isinstance(event, events.TimerFired):
+            brain.deadline = None
+        return ()
+
+    brain.answer = answer
+
+    async def story() -> float:
+        house = House(brain)
+        await house.live(lambda: house.loop.feed(events.ApiConfirmed()))
+        return house.sample("loop_lateness_seconds_count")
+
+    assert asyncio.run(story()) == 1
+    assert brain.kinds().count("TimerFired") == 1
+
+
+def test_a_deadline_served_in_vain_does_not_spin() -> None:
+    brain = FakeBrain()
+    brain.deadline = 1
+
+    async def story() -> None:
+        house = House(brain)
+        await house.live(lambda: house.loop.feed(events.ApiConfirmed()))
+
+    asyncio.run(story())
+    assert 5 <= brain.kinds().count("TimerFired") <= 60
+
+
+def test_the_outcome_of_a_bind_comes_back_after_its_sisters_and_before_anything_else() -> None:
+    brain = FakeBrain()
+    report = effects.Report(SpeakerStatus(version="1"))
+
+    def answer(event: Event, _now: int) -> Sequence[Effect]:
+        match event:
+            case events.ApiConfirmed():
+                return effects.Bind(9, 2, ("192.0.2.10", "192.0.2.11")), effects.Send(2, b"advert"), report
+            case events.Bound():
+                return (effects.Release(10, 2, ("192.0.2.10",)),)
+            case _:
+                return ()
+
+    brain.answer = answer
+
+    async def story() -> House:
+        house = House(brain)
+        house.addresses.refuse = {"192.0.2.11": "no"}
+        await house.live(lambda: house.loop.feed(events.ApiConfirmed()))
+        return house
+
+    house = asyncio.run(story())
+    assert brain.handled[:3] == [
+        events.ApiConfirmed(),
+        events.Bound(9, ("192.0.2.10",), (("192.0.2.11", "no"),)),
+        events.Released(10),
+    ]
+    assert house.wire.sent == [(2, b"advert")]
+    assert house.cluster.reports == [report.status]
+    assert [call[0] for call in house.addresses.calls] == ["bind", "release"]
+
+
+def test_announcements_leave_at_once_and_questions_in_slices() -> None:
+    brain = FakeBrain(
+        on(
+            events.ApiConfirmed,
+            effects.Announce(2, "ask", tuple(f"192.0.2.{i}" for i in range(1, 101))),
+            effects.Announce(2, "announce", ("192.0.2.1", "192.0.2.2")),
+        )
+    )
+
+    async def story() -> tuple[int, list[tuple[int, bytes]]]:
+        house = House(brain)
+        house.addresses.around = Surroundings(
+            neighbours=tuple(Neighbour(f"192.0.2.{i}", "02:00:00:00:00:01") for i in range(20))
+        )
+
+        def go() -> None:
+            house.loop.feed(events.ApiConfirmed())
+            assert house.wire.sent == [(2, b"announce 192.0.2.1"), (2, b"announce 192.0.2.2")]
+
+        return await house.live(go, seconds=0.3), house.wire.sent
+
+    _, sent = asyncio.run(story())
+    assert len(sent) == 2 + 100 * 20
+
+
+def test_nothing_is_asked_or_refreshed_for_an_address_that_was_released() -> None:
+    many = tuple(f"192.0.2.{i}" for i in range(1, 101))
+    brain = FakeBrain(
+        on(
+            events.ApiConfirmed,
+            effects.Refresh(2, many),
+            effects.Announce(2, "ask", many),
+            effects.Release(1, 2, many[50:]),
+        )
+    )
+
+    async def story() -> House:
+        house = House(brain)
+        house.addresses.around = Surroundings(gateways=(Neighbour("192.0.2.254", None),))
+        await house.live(lambda: house.loop.feed(events.ApiConfirmed()), seconds=0.2)
+        return house
+
+    house = asyncio.run(story())
+    refreshed = [a for verb, _, addresses in house.addresses.calls if verb == "refresh" for a in addresses]
+    assert refreshed == list(many[:50])
+    assert [frame for _, frame in house.wire.sent] == [f"ask {a}".encode() for a in many[:50]]
+
+
+def test_prepare_hear_log_count_and_save_reach_their_doors(caplog: pytest.LogCaptureFixture) -> None:
+    brain = FakeBrain(
+        on(
+            events.ApiConfirmed,
+            effects.Prepare(2, frozenset({"192.0.2.10"})),
+            effects.Hear(frozenset({2, 3})),
+            effects.Log("warning", "something", (("router", "vr-7"), ("term", 3))),
+            effects.Count("discards", "Checksum", 2),
+            effects.Count("adverts_sent"),
+            effects.SavePlan((), (("vr-7", 3),)),
+            effects.SavePlan((), (("vr-7", 4),)),
+        )
+    )
+
+    async def story() -> House:
+        house = House(brain)
+        await house.live(lambda: house.loop.feed(events.ApiConfirmed()))
+        return house
+
+    house = asyncio.run(story())
+    assert house.addresses.calls == [("prepare", 2, ("192.0.2.10",))]
+    assert house.wire.heard == {2, 3}
+    assert "something router=vr-7 term=3" in caplog.messages
+    assert house.sample("discards_total", reason="Checksum") == 2
+    assert house.sample("adverts_sent_total") == 1
+    assert house.plan.saved == [()]  # the latest alone, also at the end
+
+
+def test_links_seen_reach_frames_and_wire_before_the_brain() -> None:
+    link = events.Link(2, Interface("eth0", "02:00:00:00:00:01"))
+    brain = FakeBrain()
+
+    async def story() -> House:
+        house = House(brain)
+        house.addresses.seen.put_nowait(events.LinksSeen((link,)))
+        await house.live()
+        return house
+
+    house = asyncio.run(story())
+    assert house.frames.links == (link,)
+    assert house.wire.mended == 1
+    assert brain.handled[0] == events.LinksSeen((link,))
+
+
+def test_a_frame_that_did_not_leave_is_counted() -> None:
+    brain = FakeBrain(on(events.ApiConfirmed, effects.Send(2, b"advert")))
+
+    async def story() -> float:
+        house = House(brain)
+        house.wire.takes = False
+        await house.live(lambda: house.loop.feed(events.ApiConfirmed()))
+        return house.sample("frames_lost_total")
+
+    assert asyncio.run(story()) == 1
+
+
+def test_the_plan_of_the_last_run_comes_first() -> None:
+    brain = FakeBrain()
+
+    async def story() -> None:
+        await House(brain, restored=events.PlanRestored((), {"vr-7": 3})).live()
+
+    asyncio.run(story())
+    assert brain.handled[0] == events.PlanRestored((), {"vr-7": 3})
+
+
+def test_one_failure_of_the_brain_is_logged_and_survived(caplog: pytest.LogCaptureFixture) -> None:
+    def answer(event: Event, _now: int) -> Sequence[Effect]:
+        if isinstance(event, events.RouterDeleted):
+            raise KeyError(event.name)
+        return ()
+
+    brain = FakeBrain(answer)
+
+    async def story() -> tuple[int, float]:
+        house = House(brain)
+        house.addresses.bound.add((2, "192.0.2.10"))
+        house.cluster.news.put_nowait(events.RouterDeleted("vr-7"))
+        house.cluster.news.put_nowait(events.ApiConfirmed())
+        return await house.live(), house.sample("brain_failures_total")
+
+    with caplog.at_level(logging.ERROR):
+        assert asyncio.run(story()) == (0, 1)
+    assert "could not handle RouterDeleted" in caplog.text
+    assert brain.kinds()[1] == "ApiConfirmed"
+
+
+def test_a_brain_that_keeps_failing_ends_the_speaker_with_everything_released() -> None:
+    def answer(_event: Event, _now: int) -> Sequence[Effect]:
+        raise ZeroDivisionError
+
+    async def story() -> tuple[int, set[tuple[int, str]]]:
+        house = House(FakeBrain(answer))
+        house.addresses.bound.add((2, "192.0.2.10"))
+        for _ in range(10):
+            house.cluster.news.put_nowait(events.ApiConfirmed())
+        return await house.live(seconds=5), house.addresses.bound
+
+    started = time.monotonic()
+    assert asyncio.run(story()) == (1, set())
+    assert time.monotonic() - started < 2
+
+
+def test_the_end_waits_for_the_brain_but_two_seconds_at_most() -> None:
+    async def story(*, stops: bool) -> tuple[float, House]:
+        brain = FakeBrain()
+        brain.stops = stops
+        house = House(brain)
+        house.addresses.bound.add((2, "192.0.2.10"))
+        started = time.monotonic()
+        assert await house.live(seconds=0.02) == 0
+        return time.monotonic() - started, house
+
+    quick, house = asyncio.run(story(stops=True))
+    assert quick < 0.5
+    assert house.cluster.flushed
+    assert house.addresses.bound == set()
+    slow, house = asyncio.run(story(stops=False))
+    assert 1.9 < slow < 2.6
+    assert house.addresses.bound == set()
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    async def story() -> float:
+        brain = FakeBrain()
+        brain.stops = False
+        house = House(brain)
+        asyncio.get_running_loop().call_later(0.05, house.loop.stop)
+        started = time.monotonic()
+        await house.live(seconds=0.02)
+        return time.monotonic() - started
+
+    assert asyncio.run(story()) < 0.5
+
+
+def test_a_door_that_breaks_is_opened_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> FakeBrain:
+        brain = FakeBrain()
+        house = House(brain)
+        house.addresses.seen.put_nowait(None)  # type: ignore[arg-type]
+        house.frames.see = None  # type: ignore[assignment,method-assign]
+        house.addresses.seen.put_nowait(events.LinksSeen(()))
+
+        def mend() -> None:
+            del house.frames.see
+            house.addresses.seen.put_nowait(events.LinksSeen(()))
+
+        await house.live(mend, seconds=1.3)
+        return brain
+
+    brain = asyncio.run(story())
+    assert "broke; starting it again" in caplog.text
+    assert "LinksSeen" in brain.kinds()
+
+
+def test_the_states_of_the_routers_are_counted_from_the_report() -> None:
+    def router(state: str) -> RouterReport:
+        return RouterReport(f"vr-{state}", "u", 1, state, 1, "2026-01-01T00:00:00Z")  # type: ignore[arg-type]
+
+    status = SpeakerStatus(routers=(router("Active"), router("Backup"), router("Backup")))
+    brain = FakeBrain(on(events.ApiConfirmed, effects.Report(status)))
+
+    async def story() -> list[float]:
+        house = House(brain)
+        await house.live(lambda: house.loop.feed(events.ApiConfirmed()))
+        return [house.sample("routers", state=state) for state in ("Active", "Backup", "Initialize")]
+
+    assert asyncio.run(story()) == [1, 2, 0]
