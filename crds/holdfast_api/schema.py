@@ -11,16 +11,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
+from holdfast_api.kinds import Kind, Schema, kinds
 from holdfast_api.names import API_VERSION
 from holdfast_api.rules import TWINS
 
-Schema = Mapping[str, Any]
 Object = dict[str, Any]
 
 SEVERAL_RULES_UNCHECKED: Final = (
@@ -51,41 +47,6 @@ class FieldError:
     field: str
     message: str
     blocks: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind as its CRD defines it."""
-
-    kind: str
-    plural: str
-    namespaced: bool
-    has_status: bool
-    schema: Schema
-
-
-def folder() -> Path:
-    """The CRDs: inside the installed package, or beside it in a checkout."""
-    packaged = Path(__file__).parent / "crds"
-    return packaged if packaged.is_dir() else Path(__file__).parents[1]
-
-
-@cache
-def kinds() -> Mapping[str, Kind]:
-    """Every kind of the group by its name; reads the CRDs once."""
-    found: dict[str, Kind] = {}
-    for path in sorted(folder().glob("*.yaml")):
-        spec = yaml.safe_load(path.read_text())["spec"]
-        version = spec["versions"][0]
-        names = spec["names"]
-        found[names["kind"]] = Kind(
-            kind=names["kind"],
-            plural=names["plural"],
-            namespaced=spec["scope"] == "Namespaced",
-            has_status="status" in version.get("subresources", {}),
-            schema=version["schema"]["openAPIV3Schema"],
-        )
-    return found
 
 
 def check(given: Mapping[str, Any], old: Mapping[str, Any] | None = None) -> tuple[Object, list[FieldError]]:

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from holdfast_api import names
-from holdfast_api.schema import SEVERAL_RULES_UNCHECKED, FieldError, kinds
+from holdfast_api.kinds import kinds
+from holdfast_api.schema import SEVERAL_RULES_UNCHECKED, FieldError
 
 Object = dict[str, Any]
 

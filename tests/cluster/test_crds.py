@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from holdfast_api import schema
+from holdfast_api.kinds import kinds
 from holdfast_api.kube import ApiError, Config, Kube, path
 from tests.cluster.objects import Case, Object, meets, table
 from tests.rig.controlplane import ControlPlane
@@ -148,7 +149,7 @@ def test_what_may_change_changes(config: Config, case: Case, write: Write) -> No
 
 def test_every_field_is_explained(control_plane: ControlPlane) -> None:
     """No field without a description, in any kind, as kubectl itself sees it."""
-    for kind in schema.kinds().values():
+    for kind in kinds().values():
         explained = control_plane.kubectl(
             "explain", kind.plural, "--recursive", "--output=plaintext-openapiv2", check=False
         )
