@@ -9,10 +9,9 @@ import base64
 import binascii
 import os
 import ssl
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -196,9 +195,10 @@ def _cluster_tls(cluster: _Entry, user: _Entry) -> ssl.SSLContext:
         insecure=cluster.body.get("insecure-skip-tls-verify") is True,
         where=cluster.name,
     )
-    with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:  # OpenSSL reads keys from files only
-        certificate = _as_file(user, "client-certificate", Path(folder))
-        key = _as_file(user, "client-key", Path(folder))
+    # OpenSSL reads keys from files only, and a pod's disk is read-only: an unnamed file in memory.
+    with ExitStack() as open_files:
+        certificate = _as_file(user, "client-certificate", open_files)
+        key = _as_file(user, "client-key", open_files)
         if certificate is not None:
             try:
                 context.load_cert_chain(certificate, key)
@@ -207,14 +207,14 @@ def _cluster_tls(cluster: _Entry, user: _Entry) -> ssl.SSLContext:
     return context
 
 
-def _as_file(user: _Entry, key: str, folder: Path) -> Path | None:
+def _as_file(user: _Entry, key: str, open_files: ExitStack) -> Path | None:
     data = user.data(f"{key}-data")
     if data is None:
         return user.file(key)
-    path = folder / key
-    path.touch(mode=0o600)
-    path.write_bytes(data)
-    return path
+    memory = open_files.enter_context(os.fdopen(os.memfd_create(key), "wb"))
+    memory.write(data)
+    memory.flush()
+    return Path(f"/proc/self/fd/{memory.fileno()}")
 
 
 def _tls(
