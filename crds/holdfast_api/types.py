@@ -238,7 +238,7 @@ class FailedAddress(Part, frozen=True):
     message: str = ""
 
 
-class RouterReport(Part, frozen=True, omit_defaults=False):
+class RouterReport(Part, frozen=True):
     """What one speaker says of one router. ``reason`` explains Initialize; ``held`` are bound addresses."""
 
     name: str
