@@ -8,11 +8,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
 from holdfast_api.conditions import Reason
 
 ROOT = Path(__file__).parents[2]
 HOUSES = ("crds/holdfast_api", "operator/holdfast_operator", "speaker/holdfast_speaker")
-BANNED_NAMES = re.compile(r"(^|_)(manager|helper|helpers|util|utils|common|master|slave)(_|$)|^(process|do)_", re.I)
+BANNED_NAMES = re.compile(
+    r"(^|_)(manager|helper|helpers|util|utils|common|master|slave)(_|$)|^(process|do)_", re.I
+)
 # Words of the field that only look like banned ones: the API's own term for who wrote a field.
 ALLOWED_NAMES = {"manager", "field_manager", "OPERATOR_MANAGER", "SPEAKER_MANAGER", "process_time"}
 
@@ -44,7 +47,8 @@ def test_every_source_file_names_its_licence() -> None:
     missing = [
         str(path.relative_to(ROOT))
         for path in tracked()
-        if path.suffix in {".py", ".go"} and "SPDX-License-Identifier: Apache-2.0" not in path.read_text()[:200]
+        if path.suffix in {".py", ".go"}
+        and "SPDX-License-Identifier: Apache-2.0" not in path.read_text()[:200]
     ]
 
     assert missing == []
