@@ -10,6 +10,7 @@ Two ways in:
   Unknown fields are ignored, so that an old speaker reads what a new operator wrote.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
@@ -39,6 +40,7 @@ _TYPES: Final[dict[str, type[Kind]]] = {
 }
 _LONGEST_INTERVAL_MS: Final = 40_950
 _MOST_CANDIDATES: Final = 254
+_MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
 _T = TypeVar("_T", VirtualIP, VirtualRouter, Speaker)
 
 
@@ -61,7 +63,7 @@ def decode(given: Mapping[str, Any]) -> Kind:
 def decode_file(given: Mapping[str, Any]) -> Kind:
     """Like ``decode``, and unknown fields are errors: nobody else tells the author of a file."""
     wanted, errors = schema.check(given)
-    errors = sorted([*schema.unknown_fields(given), *errors])
+    errors = schema.in_order([*schema.unknown_fields(given), *errors])
     if errors:
         raise DecodeError(errors)
     return _converted(wanted, _TYPES[wanted["kind"]])
@@ -163,10 +165,13 @@ def _converted(wanted: Mapping[str, Any], kind: type[Kind]) -> Kind:
 
 
 def _from_msgspec(error: msgspec.DecodeError) -> FieldError:
-    """msgspec names the place as ``$.spec.addresses[...]``, and does not know which item of a list."""
+    """msgspec stops at the first error, and names the place as ``$.spec.addresses[0]``."""
     why, _, place = str(error).partition(" - at `$")
-    field = place.rstrip("`").removeprefix(".").removeprefix("[...]") or schema.NOWHERE
-    return FieldError(field, f"Invalid value: {why[:1].lower()}{why[1:]}")
+    field = place.rstrip("`").removeprefix(".")
+    missing = _MISSING.match(why)
+    if missing is not None:
+        return FieldError(f"{field}.{missing[1]}".removeprefix("."), "Required value", blocks=True)
+    return FieldError(field or schema.NOWHERE, f"Invalid value: {why[:1].lower()}{why[1:]}", blocks=True)
 
 
 def _invalid(field: str, value: str | int, why: str) -> FieldError:

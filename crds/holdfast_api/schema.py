@@ -64,7 +64,12 @@ def check(given: Mapping[str, Any], old: Mapping[str, Any] | None = None) -> tup
         errors.append(_invalid(NOWHERE, None, SEVERAL_RULES_UNCHECKED))
     else:
         errors += _rules(kind.schema, wanted, None if old is None else _stored(old, kind), "")
-    return wanted, sorted(errors)
+    return wanted, in_order(errors)
+
+
+def in_order(errors: list[FieldError]) -> list[FieldError]:
+    """By field; what is said of the object as a whole comes last."""
+    return sorted(errors, key=lambda error: (error.field == NOWHERE, error))
 
 
 def unknown_fields(given: Mapping[str, Any]) -> list[FieldError]:
