@@ -97,6 +97,7 @@ class KernelAddresses:
         self._links: dict[int, KernelLink] = {}
         self._surroundings: dict[int, Surroundings] = {}
         self._look_around_soon = asyncio.Event()
+        self._news: _News | None = None
 
     def close(self) -> None:
         self._netlink.close()
@@ -121,9 +122,13 @@ class KernelAddresses:
         if taken:
             ours = set(self._marked_now(index))
             errors |= self._send(index, [a for a in taken if a in ours], lambda requests, _: requests.renew)
+        fresh = False
         for address in addresses:
             if errors[address] == 0:
+                fresh = fresh or (index, address) not in self._ours
                 self._note(index, address, bound=True)
+        if fresh and self._news is not None:
+            self._news.soon()
         return {address: _why_not(code) for address, code in errors.items() if code}
 
     def release(self, index: int, addresses: Sequence[str]) -> dict[str, str]:
@@ -211,7 +216,7 @@ class KernelAddresses:
     async def watch(self) -> AsyncIterator[LinksSeen | AddressesSeen]:
         loop = asyncio.get_running_loop()
         with closing(netlink.Monitor(MARK, self._news_buffer_bytes)) as monitor:
-            news = _News(monitor, known=self._links.__contains__)
+            news = self._news = _News(monitor, known=self._links.__contains__)
             loop.add_reader(monitor.fileno(), news.read)
             around = asyncio.create_task(self._look_around_often())
             try:
@@ -229,6 +234,7 @@ class KernelAddresses:
                     yield AddressesSeen(self._as_of_now(bound))
                     await news.wait(_LOOK_AGAIN_S)
             finally:
+                self._news = None
                 loop.remove_reader(monitor.fileno())
                 around.cancel()
 
@@ -301,6 +307,7 @@ class _News:
         self._near = asyncio.Event()
         self._far = asyncio.Event()
         self._looked_at = 0.0
+        self._own: asyncio.TimerHandle | None = None
 
     def read(self) -> None:
         indexes, lost = self._monitor.drain()
@@ -309,6 +316,15 @@ class _News:
             self._far.set()
         elif indexes:
             self._far.set()
+
+    def soon(self) -> None:
+        """We changed something ourselves, which the monitor does not tell: see it once from outside."""
+        if self._own is None:
+            self._own = asyncio.get_running_loop().call_later(_CALM_S, self._see_own)
+
+    def _see_own(self) -> None:
+        self._own = None
+        self._far.set()
 
     async def wait(self, at_most_s: float) -> None:
         loop = asyncio.get_running_loop()

@@ -206,20 +206,24 @@ def test_a_flushed_address_is_told_within_milliseconds(on_a: tuple[Net, KernelAd
     assert late_ms < 50
 
 
-def test_binding_and_refreshing_our_own_wakes_nobody(on_a: tuple[Net, KernelAddresses, int]) -> None:
+def test_binding_is_seen_once_and_refreshing_wakes_nobody(on_a: tuple[Net, KernelAddresses, int]) -> None:
     _, door, index = on_a
+    mine = [f"192.0.2.{i}" for i in range(10, 200)] + [f"2001:db8::1:{i:x}" for i in range(1, 30)]
 
-    async def story() -> int:
+    async def story() -> tuple[int, int]:
         async with watching(door) as told:
             await asyncio.sleep(0.3)
             before = len(told)
-            mine = [f"192.0.2.{i}" for i in range(10, 200)] + [f"2001:db8::1:{i:x}" for i in range(1, 30)]
             door.bind(index, mine)
-            door.refresh(index, mine)
             await asyncio.sleep(0.3)
-            return len(told) - before
+            bound = len(told)
+            assert latest(told)[1] == {(index, address) for address in mine}
+            door.refresh(index, mine)
+            door.bind(index, mine)
+            await asyncio.sleep(0.3)
+            return bound - before, len(told) - bound
 
-    assert asyncio.run(story()) == 0
+    assert asyncio.run(story()) == (1, 0)
 
 
 def test_a_snapshot_never_lacks_what_was_bound_while_it_was_taken(
