@@ -154,7 +154,7 @@ def parse(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Settings:
     """Flags over environment over defaults; SystemExit with a sentence when one is wrong."""
     parser = argparse.ArgumentParser(
         prog="holdfast-operator",
-        description="Plans VirtualIPs into VirtualRouters, which the speakers run, and tells what came of it.",
+        description="Plans VirtualIPs into VirtualRouters, which the speakers run, and says what came of it.",
         epilog="Each flag can be given as an environment variable too: --vrid-range as HOLDFAST_VRID_RANGE.",
     )
 

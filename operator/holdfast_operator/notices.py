@@ -68,8 +68,8 @@ def _assigned(old: VirtualIPStatus, new: VirtualIPStatus) -> Notice | None:
 
 def _failed_over(old: VirtualIPStatus, new: VirtualIPStatus) -> Notice | None:
     told = new.last_failover
-    if told is None or told == old.last_failover or not new.active:
-        return None
+    if told is None or told.from_ is None or told == old.last_failover or not new.active:
+        return None  # the first Active of all took over from nobody
     if old.last_failover is not None and old.last_failover.time == told.time:
         return None  # the same takeover, told in more detail
     return Notice("Normal", "FailedOver", _story(told))
@@ -84,8 +84,7 @@ def _story(told: Transition) -> str:
         )
         if milliseconds is not None
     ]
-    whence = f"from {told.from_} to {told.to}" if told.from_ else f"to {told.to}"
-    return ", ".join([f"{told.reason}: {whence} at {told.time}", *times])
+    return ", ".join([f"{told.reason}: from {told.from_} to {told.to} at {told.time}", *times])
 
 
 def _conflict(old: VirtualIPStatus, new: VirtualIPStatus) -> Notice | None:
