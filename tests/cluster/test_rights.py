@@ -56,7 +56,7 @@ def our_lease(node: str) -> str:
 
 @pytest.fixture(scope="module")
 def standing(control_plane: ControlPlane) -> ControlPlane:
-    """Two Nodes, what the other speaker has, a VirtualRouter, the operator's Lease; the policy is in force."""
+    """Two Nodes, what the other speaker has, a VirtualRouter, the operator's Lease; the policy works."""
     api = control_plane.api
     for node in (OURS, THEIRS):
         control_plane.add_node(node)
