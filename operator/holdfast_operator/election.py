@@ -19,6 +19,7 @@ from holdfast_operator.lease import LeaseSpec, Observed, Terms, Wait, decide, ob
 
 log = logging.getLogger(__name__)
 
+REFUSALS_TOLD = 5
 CLOCK = time.CLOCK_BOOTTIME  # goes on while the machine sleeps
 
 
@@ -54,7 +55,7 @@ class Election:
         self._seen: Observed | None = None
         self._until_s = 0.0
         self._told = False
-        self._missing_told = False
+        self._refusals = 0
         self.epoch = 0
 
     @property
@@ -74,7 +75,7 @@ class Election:
             began_s = boottime_s()
             try:
                 await self._turn()
-                self._missing_told = False
+                self._refusals = 0
             except ApiTrouble as error:
                 self._explain(error)
             self._tell()
@@ -95,8 +96,9 @@ class Election:
             self._on_change(self._told)
 
     def _explain(self, error: ApiTrouble) -> None:
-        if isinstance(error, ApiError) and error.status in (403, 404) and not self._missing_told:
-            self._missing_told = True
+        if isinstance(error, ApiError) and error.status in (403, 404):
+            self._refusals += 1
+        if self._refusals == REFUSALS_TOLD:  # an API server that has just started refuses at first
             log.error(
                 "no election without the Lease %s/%s: %s. Create the namespace %s, and give the operator "
                 "get, create and update on its leases",

@@ -210,6 +210,7 @@ class _Seats:
         self._needs = home.needs
         self._balance = balance
         self._by_leader: dict[str, list[Draft]] = {}
+        self._fresh = [draft for draft in home.drafts if not draft.entries and draft.nodes]
         for draft in home.drafts:
             self.add(draft)
 
@@ -219,6 +220,8 @@ class _Seats:
 
     def take(self, addresses: Sequence[str]) -> Draft | None:
         balance = self._balance
+        if self._fresh:
+            return self._fresh.pop(0)  # it was opened for somebody
         leaders = sorted(
             self._by_leader, key=lambda n: (balance.class_load[self._needs, n], balance.load[n], n)
         )

@@ -7,7 +7,7 @@ In order: ``claims`` (who may have which address), what stays in its router, wha
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -186,7 +186,7 @@ class _Planner:
         free = FreeIDs(self.world, self.drafts)
         placing = Placing(self.world, self.classes, self.drafts, free, self.balance)
         ready = []
-        for unit in self._units(newcomers):
+        for unit in self._units(self._unhindered(newcomers)):
             obstacle = placing.obstacle(unit)
             if obstacle is not None:
                 self._stay(unit.members, obstacle)
@@ -201,6 +201,15 @@ class _Planner:
                 continue
             for claim in unit.members:
                 self._move(claim, target)
+
+    def _unhindered(self, newcomers: Iterable[Claim]) -> Iterator[Claim]:
+        """Without the new claims to an address that somebody else has yet to let go."""
+        for claim in newcomers:
+            nodes = self.exits.obstacles(claim) if claim.place is None else None
+            if nodes is None:
+                yield claim
+            else:
+                self._await_release(claim, nodes)
 
     def _units(self, newcomers: Iterable[Claim]) -> list[Unit]:
         units: list[Unit] = []
@@ -229,14 +238,14 @@ class _Planner:
         return False
 
     def _wait(self, claim: Claim, nodes: tuple[str, ...] | None) -> None:
-        """It is not its turn: itself or its group moves, or its address has not been let go by another."""
-        if nodes is None:
-            words = "waiting for the other members of its group"
-        else:
+        """It changes its router, or its group does: not its turn yet."""
+        words = "waiting for the other members of its group"
+        if nodes is not None:
             words = f"waiting for {', '.join(nodes) or 'the speakers'} to report {claim.address} released"
-        if claim.place is not None or nodes is None:
-            self.verdicts[claim.key] = Verdict(claim.address, None, Refusal(Reason.MOVING, words), None)
-            return
+        self.verdicts[claim.key] = Verdict(claim.address, None, Refusal(Reason.MOVING, words), None)
+
+    def _await_release(self, claim: Claim, nodes: tuple[str, ...]) -> None:
+        words = f"waiting for {', '.join(nodes) or 'the speakers'} to report {claim.address} released"
         if nodes:
             words += f"; if {nodes[0]} is dead for good, delete its Node or annotate "
             words += f"{FORCE_RELEASE_ANNOTATION}: {nodes[0]}"

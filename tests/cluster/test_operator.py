@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,8 +120,12 @@ def served(plane: ControlPlane, kind: str) -> bool:
     return plane.api.raw("GET", plane.api.path(kind))[0] == 200
 
 
+def condition_of(plane: ControlPlane, name: str, kind: str) -> Object:
+    return condition(plane.api.get("VirtualIP", name), kind)
+
+
 def accepted_reason(plane: ControlPlane, name: str) -> str:
-    return str(condition(plane.api.get("VirtualIP", name), "Accepted").get("reason", ""))
+    return str(condition_of(plane, name, "Accepted").get("reason", ""))
 
 
 @pytest.mark.usefixtures("puppets")
@@ -165,7 +170,7 @@ def test_without_news_nothing_is_written_and_a_restart_writes_nothing_either(
     for number in range(1, 11):
         clean_cluster.api.create(vip(f"v{number}", f"192.0.2.{number}"))
     for number in range(1, 11):
-        wait(f"v{number} Ready", lambda number=number: ready(clean_cluster, f"v{number}"))
+        wait(f"v{number} Ready", partial(ready, clean_cluster, f"v{number}"))
 
     rest = at_rest(clean_cluster)
     time.sleep(6)
@@ -341,7 +346,7 @@ def test_what_cannot_be_is_refused_with_a_reason_within_a_second(
         clean_cluster.api.create(body)
         found = wait(
             f"{name}: {reason}",
-            lambda name=name, kind=kind: condition(clean_cluster.api.get("VirtualIP", name), kind),
+            partial(condition_of, clean_cluster, name, kind),
         )
         seconds = time.monotonic() - began
 
@@ -411,4 +416,4 @@ def test_an_api_server_that_freezes_or_dies_and_returns_finds_the_operator_at_wo
         "Speaker",
         "Node",
     ):  # each cache fills by itself
-        wait(f"{kind} served again", lambda kind=kind: served(clean_cluster, kind))
+        wait(f"{kind} served again", partial(served, clean_cluster, kind))

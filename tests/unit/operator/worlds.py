@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
+
 from holdfast_api.types import (
     Failover,
     HeardVirtualRouterID,
@@ -81,8 +82,9 @@ def vips(count: int, first: int = 0) -> tuple[Vip, ...]:
     return tuple(
         vip(
             f"v{number:05}",
-            f"192.0.{number // 250}.{number % 250 + 1}" if count <= 500 else f"10.{number // 60000}."
-            f"{number // 250 % 240}.{number % 250 + 1}",
+            f"192.0.{number // 250}.{number % 250 + 1}"
+            if count <= 500
+            else f"10.{number // 60000}.{number // 250 % 240}.{number % 250 + 1}",
         )
         for number in range(first, first + count)
     )
@@ -103,7 +105,9 @@ def world(
     return World(
         cluster_uid="5f1c",
         nodes={
-            name: Node(name, labels=dict((labels or {}).get(name, {})), addresses=frozenset({f"198.51.100.{i}"}))
+            name: Node(
+                name, labels=dict((labels or {}).get(name, {})), addresses=frozenset({f"198.51.100.{i}"})
+            )
             for i, name in enumerate(names, 1)
         },
         speakers={name: SpeakerStatus(interfaces=tuple(nics[name])) for name in names},
@@ -122,7 +126,9 @@ def applied(before: World, made: Plan, now: str = NOW) -> World:
         match change:
             case changes.CreateRouter():
                 uid = f"uid-{change.name}-{len(routers)}"
-                routers[change.name] = VirtualRouter(Metadata(change.name, uid=uid, generation=1), change.spec)
+                routers[change.name] = VirtualRouter(
+                    Metadata(change.name, uid=uid, generation=1), change.spec
+                )
             case changes.ApplyRouter():
                 meta = msgspec.structs.replace(change.stored, generation=change.stored.generation + 1)
                 routers[meta.name] = VirtualRouter(meta, change.spec)
