@@ -62,12 +62,14 @@ def run(rig_ready: None) -> Iterator[Run]:  # noqa: ARG001  pytest orders fixtur
 
 
 @pytest.fixture(scope="session")
-def control_plane(run: Run, say: Say) -> ControlPlane:
+def control_plane(run: Run, say: Say) -> Iterator[ControlPlane]:
     """A real API server on the loopback, with Holdfast's CRDs, rights and admission policy."""
     try:
-        return ControlPlane(run, say=say).launch()
+        made = ControlPlane(run, say=say).launch()
     except binaries.MissingToolError as missing:
         pytest.fail(str(missing), pytrace=False)
+    yield made
+    made.close()
 
 
 @pytest.fixture

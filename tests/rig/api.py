@@ -6,12 +6,14 @@ second of CPU.
 """
 
 import ctypes
+import http
 import http.client
 import json
 import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +38,10 @@ KINDS: Final[dict[str, tuple[str, str, bool]]] = {
     "Lease": ("/apis/coordination.k8s.io/v1", "leases", True),
     "CustomResourceDefinition": ("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions", False),
 }
+
+
+BUSY_RETRIES: Final = 50
+BUSY_SECONDS: Final = 0.1
 
 
 class ApiError(RuntimeError):
@@ -106,8 +112,8 @@ class Api:
         self._token = token
         self._netns = netns
         self._timeout_s = timeout_s
-        self._tls = ssl.create_default_context(cafile=str(ca_file))
         self._connection: _Connection | None = None
+        self._tls = ssl.create_default_context(cafile=str(ca_file))
 
     def as_user(self, token: str) -> "Api":
         return Api(
@@ -122,6 +128,9 @@ class Api:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def __del__(self) -> None:  # tests make clients of many users and forget them
+        self.close()
 
     def raw(
         self,
@@ -159,7 +168,13 @@ class Api:
     def request(
         self, method: str, path: str, body: object = None, *, content_type: str = "application/json"
     ) -> Object:
-        status, data = self.raw(method, path, body, content_type=content_type)
+        for _ in range(BUSY_RETRIES):
+            status, data = self.raw(method, path, body, content_type=content_type)
+            if (
+                status != http.HTTPStatus.TOO_MANY_REQUESTS
+            ):  # a kind's storage starts a moment after the server
+                break
+            time.sleep(BUSY_SECONDS)
         answer: Object = json.loads(data) if data else {}
         if status >= 300:
             raise ApiError(

@@ -69,6 +69,7 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.control_plane.close()
         self.run.close()
 
     def _build(self) -> None:

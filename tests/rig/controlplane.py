@@ -116,6 +116,11 @@ class ControlPlane:
         if self._apiserver is not None:
             self._apiserver.kill()
 
+    def close(self) -> None:
+        """Lets go of the connection; the processes end with their run."""
+        if self._api is not None:
+            self._api.close()
+
     def freeze(self) -> None:
         """The API server accepts and never answers, until ``thaw``."""
         assert self._apiserver is not None

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 TAIL_LINES = 25
+TAIL_COLUMNS = 300
 
 
 class Process:
@@ -60,7 +61,7 @@ class Process:
             text = self.log.read_text(errors="replace")
         except OSError:
             return "(no log)"
-        return "\n".join(text.splitlines()[-lines:]) or "(an empty log)"
+        return "\n".join(line[:TAIL_COLUMNS] for line in text.splitlines()[-lines:]) or "(an empty log)"
 
     def signal(self, number: signal.Signals) -> None:
         if self.running():
