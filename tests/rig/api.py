@@ -172,7 +172,7 @@ class Api:
             status, data = self.raw(method, path, body, content_type=content_type)
             if (
                 status != http.HTTPStatus.TOO_MANY_REQUESTS
-            ):  # a kind's storage starts a moment after the server
+            ):  # a kind whose storage just starts
                 break
             time.sleep(BUSY_SECONDS)
         answer: Object = json.loads(data) if data else {}
