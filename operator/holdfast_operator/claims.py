@@ -89,6 +89,17 @@ class Claim:
         return self.vip.key
 
     @property
+    def settled(self) -> bool:
+        """It is in its place, and its spec has not changed since it was last judged."""
+        entry = self.place.entry if self.place is not None else None
+        judged = {c.observed_generation for c in self.vip.status.conditions}
+        return (
+            (entry is None or entry.state == "Held")
+            and self.place is not None
+            and (not judged or self.vip.metadata.generation in judged)
+        )
+
+    @property
     def frozen(self) -> bool:
         """Refused, and yet it stays where it is."""
         return self.refused is not None and self.place is not None

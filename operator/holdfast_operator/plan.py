@@ -119,9 +119,9 @@ class _Planner:
         return members
 
     def _group_homes(self) -> dict[Needs | None, str]:
-        """The one router of each group."""
+        """The one router of each group: where most of it is, not counting who was just edited into it."""
         found: dict[Needs | None, str] = {}
-        sizes = Counter(c.place.router for c in self.claims.standing() if c.place is not None)
+        sizes = Counter(c.place.router for c in self.claims.standing() if c.place is not None and c.settled)
         for name in sorted(self.drafts, key=lambda n: (-sizes[n], self.drafts[n].vrid)):
             needs = self.drafts[name].needs
             if needs is not None and needs.group != ("", ""):

@@ -240,3 +240,10 @@ def only(start: World) -> VirtualRouter:
 def blank(start: World) -> World:
     """No VirtualIP has a status: nobody remembers."""
     return replace(start, vips=tuple(replace(v, status=VirtualIPStatus()) for v in start.vips))
+
+
+def silent_plan() -> str:
+    """A plan with a bit of everything, as text: for comparing interpreters."""
+    start = live_through(world(5, [*vips(60), vip("g", "2001:db8::9", group="g"), vip("x", "203.0.113.1")]))
+    start = replace(start, live=frozenset({"n2", "n4"}), vips=(*start.vips[3:], *vips(3, first=900)))
+    return repr(plan(start))
