@@ -56,7 +56,8 @@ def status_of(plane: ControlPlane, name: str) -> Object:
 def ready(plane: ControlPlane, name: str) -> Object:
     """Its status when it is Ready, else nothing."""
     found = plane.api.get("VirtualIP", name)
-    return (found or {})["status"] if condition(found, "Ready").get("status") == "True" else {}
+    status: Object = (found or {}).get("status") or {}
+    return status if condition(found, "Ready").get("status") == "True" else {}
 
 
 def our_writes(plane: ControlPlane, since: int) -> list[str]:
@@ -117,7 +118,8 @@ def router_of(plane: ControlPlane) -> Object:
 
 
 def served(plane: ControlPlane, kind: str) -> bool:
-    return plane.api.raw("GET", plane.api.path(kind))[0] == 200
+    code: int = plane.api.raw("GET", plane.api.path(kind))[0]
+    return code == 200
 
 
 def condition_of(plane: ControlPlane, name: str, kind: str) -> Object:

@@ -11,7 +11,7 @@ from aiohttp import web
 from holdfast_api.kube import Config, Kube
 from holdfast_api.types import Metadata, VirtualIPStatus, VirtualRouterSpec
 from holdfast_operator.cache import Cache
-from holdfast_operator.changes import ApplyRouter, ApplyStatus, CreateRouter, DeleteRouter
+from holdfast_operator.changes import ApplyRouter, ApplyStatus, CreateRouter, DeleteRouter, RouterChange
 from holdfast_operator.cluster import Cluster, MissingKindError
 from holdfast_operator.election import Election, boottime_s
 from holdfast_operator.lease import Terms
@@ -89,6 +89,10 @@ def election(server: Server, me: str = "me", told: list[bool] | None = None) -> 
     )
 
 
+def leaders(*each: Election) -> list[bool]:
+    return [one.leading for one in each]
+
+
 async def until(what: Callable[[], bool], timeout_s: float = 5.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not what():  # noqa: ASYNC110  nobody could set an event
@@ -113,12 +117,11 @@ def test_of_two_one_leads_and_the_other_follows_when_it_is_gone() -> None:
         await until(lambda: first.leading)
         run2 = asyncio.create_task(second.run())
         await asyncio.sleep(1.0)
-        assert first.leading
-        assert not second.leading
+        assert leaders(first, second) == [True, False]
         run1.cancel()
         began = boottime_s()
         await until(lambda: second.leading)
-        assert not first.leading
+        assert leaders(first, second) == [False, True]
         assert 0.5 < boottime_s() - began < 3.5
         assert (first.epoch, second.epoch) == (1, 2)
         run2.cancel()
@@ -176,7 +179,11 @@ STORED = Metadata("vr-9", uid="u", resource_version="4", generation=1)
 def test_who_does_not_lead_writes_nothing() -> None:
     async def tell(server: Server) -> None:
         _, door = cluster(server, election(server))
-        changes = [CreateRouter("vr-9", SPEC), ApplyRouter(STORED, SPEC), DeleteRouter(STORED)]
+        changes: list[RouterChange] = [
+            CreateRouter("vr-9", SPEC),
+            ApplyRouter(STORED, SPEC),
+            DeleteRouter(STORED),
+        ]
         status = ApplyStatus(Metadata("a", namespace="ns"), VirtualIPStatus(), VirtualIPStatus())
 
         assert not await door.change_routers(changes)

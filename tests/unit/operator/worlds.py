@@ -34,7 +34,7 @@ def nic(
     number: int, name: str = "eth0", *, carrier: bool = True, listened: bool = True, v6: bool = True
 ) -> Interface:
     """Node ``number``'s NIC on 192.0.2.0/24 and 2001:db8::/64."""
-    addresses = (f"192.0.2.{200 + number}/22",) if number < 50 else (f"192.0.3.{number}/22",)
+    addresses: tuple[str, ...] = (f"192.0.2.{200 + number}/22",) if number < 50 else (f"192.0.3.{number}/22",)
     if v6:
         addresses += (f"2001:db8::f:{number:x}/64", f"fe80::{number:x}/64")
     mac = f"02:00:00:00:00:{number:02x}"
