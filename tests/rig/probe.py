@@ -62,8 +62,7 @@ class Answers:
     answered: int
     lost: int  # of those sent after the first answer and before the last one
     longest_gap_ms: float
-    first_answer: float | None
-    last_answer: float | None
+    first_answer: float | None  # when it came: a request may wait in the ARP queue for it
     macs: dict[str, int]
     doubled: int  # requests that more than one answer came to
     gaps: tuple[Gap, ...]  # those above 5 ms, in order
@@ -111,7 +110,7 @@ class Probe:
                     pipe.close()
 
     def wait_answer(self, address: str, timeout_s: float = 10.0) -> float:
-        """When (monotonic) the first request that got an answer was sent; waits for it."""
+        """When (monotonic) the first answer came; waits for it."""
         with self._news:
             if not self._news.wait_for(lambda: address in self._first, timeout_s):
                 raise RigError(f"{address} did not answer within {timeout_s} s")
@@ -183,6 +182,7 @@ class Target:
     macs: dict[str, int] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
     last: int = -1  # the highest answered sequence
+    first_at: float | None = None
     last_mac: str = ""
 
     def answer(self, sequence: int, mac: str) -> Gap | None:
@@ -216,8 +216,7 @@ class Target:
             "answered": len(answered),
             "lost": span - len(answered),
             "longest_gap_ms": round(longest, 3),
-            "first_answer": times[answered[0]] if answered else None,
-            "last_answer": times[answered[-1]] if answered else None,
+            "first_answer": self.first_at,
             "macs": self.macs,
             "doubled": sum(1 for count in self.answers if count > 1),
             "gaps": [_gap(g) for g in self.gaps],
@@ -306,7 +305,8 @@ class Prober:
         fresh = target.last < 0
         gap = target.answer(sequence, frame[6:12].hex(":"))
         if fresh and target.last >= 0:
-            _tell({"news": "first", "address": target.address, "at": target.sent_at[target.last]})
+            target.first_at = time.monotonic()
+            _tell({"news": "first", "address": target.address, "at": target.first_at})
         if gap is not None:
             _tell({"news": "gap", "address": target.address} | _gap(gap))
 
