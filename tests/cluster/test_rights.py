@@ -76,7 +76,7 @@ def unbound_kubeconfig(control_plane: ControlPlane) -> Path:
     """The speaker's service account without a node: what a stolen TokenRequest right would give."""
     token = control_plane.kubectl("create", "token", "holdfast-speaker", "-n", names.OPERATOR_NAMESPACE)
     bound = control_plane.token_for(THEIRS)
-    target = control_plane.folder / "unbound.kubeconfig"
+    target: Path = control_plane.folder / "unbound.kubeconfig"
     known = Config.load({"KUBECONFIG": str(bound)}).token.current()
     assert known is not None
     target.write_text(bound.read_text().replace(known, token.strip()))
