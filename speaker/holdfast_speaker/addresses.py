@@ -17,14 +17,16 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST
-from pyroute2.netlink.rtnl import RTM_DELADDR, RTM_NEWADDR
-from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD, IFA_F_NOPREFIXROUTE, ifaddrmsg
-
 from holdfast_speaker import netlink, snapshot
+from holdfast_speaker.bare_package import bare_package
 from holdfast_speaker.events import AddressesSeen, LinksSeen
 from holdfast_speaker.ports import Surroundings
 from holdfast_speaker.snapshot import KernelAddress, KernelLink
+
+with bare_package("pyroute2"):  # its __init__ imports all of it: 160 modules and 8 MiB that nobody asks here
+    from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST
+    from pyroute2.netlink.rtnl import RTM_DELADDR, RTM_NEWADDR
+    from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD, IFA_F_NOPREFIXROUTE, ifaddrmsg
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,6 @@ _FRAMES_PER_TURN: Final = 64
 _FRAMES_BEFORE_DEADLINE: Final = 1024
 _SHORTEST_WAIT_US: Final = 1_000
 _CHORE_PAUSE_S: Final = 0.002
-_SAVE_DELAY_S: Final = 0.1
 _RESTART_S: Final = 1.0
 _STOP_S: Final = 2.0
 _LAST_REPORT_S: Final = 1.0
@@ -56,7 +55,6 @@ class Loop:
         self._chores = Chores(addresses, frames, wire)
         self._chore_timer: asyncio.TimerHandle | None = None
         self._alarm = Alarm(self._on_deadline)
-        self._save: effects.SavePlan | None = None
         self._failures: deque[int] = deque(maxlen=_FAILURES)
         self._stopping = False
         self._broken = False
@@ -70,12 +68,12 @@ class Loop:
         if restored is not None:
             self.feed(restored)
         tasks = [
-            asyncio.create_task(self._for_ever(work), name=work.__name__)
+            asyncio.create_task(self._for_ever(work), name=work.__qualname__)
             for work in (
                 self._watch_addresses,
                 self._watch_cluster,
                 self._cluster.run,
-                self._keep_plan,
+                self._plan.run,
                 self._collect,
             )
         ]
@@ -86,12 +84,12 @@ class Loop:
             self._chore_timer.cancel()
         left = await self._addresses.release_everything()
         if left:
-            log.warning("%d addresses were still bound at the end and have been released", left)
+            log.warning("%d addresses were still bound at the end: released", left)
         await self._cluster.flush(_LAST_REPORT_S)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._save_now()
+        self._plan.flush()
         return 1 if self._broken else 0
 
     def stop(self) -> None:
@@ -191,8 +189,8 @@ class Loop:
             case effects.Report(status):
                 self._metrics.routers(router.state for router in status.routers)
                 self._cluster.report(status)
-            case effects.SavePlan():
-                self._save = effect
+            case effects.SavePlan(routers, terms):
+                self._plan.keep(routers, terms)
             case effects.Log(level, message, facts):
                 text = " ".join((message, *(f"{name}={value}" for name, value in facts)))
                 log.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
@@ -211,16 +209,15 @@ class Loop:
         frames = [f for address in addresses for f in self._frames.frames(index, form, address, around)]
         self._metrics.frames_lost(len(frames) - self._wire.send(index, frames))
 
-    def _start_chores(self) -> None:
+    def _start_chores(self, wait_s: float = 0) -> None:
         if self._chore_timer is None:
-            self._chore_timer = asyncio.get_running_loop().call_later(0, self._do_chores)
+            self._chore_timer = asyncio.get_running_loop().call_later(wait_s, self._do_chores)
 
     def _do_chores(self) -> None:
         self._chore_timer = None
         self._metrics.frames_lost(self._chores.step())
         if self._chores.waiting:
-            later = asyncio.get_running_loop().call_later
-            self._chore_timer = later(_CHORE_PAUSE_S, self._do_chores)
+            self._start_chores(_CHORE_PAUSE_S)
 
     # --- what runs beside ---------------------------------------------------------------------------
 
@@ -237,24 +234,13 @@ class Loop:
             if isinstance(event, events.RoutersListed):
                 collector.freeze()
 
-    async def _keep_plan(self) -> None:
-        while True:
-            await asyncio.sleep(_SAVE_DELAY_S)
-            wanted, self._save = self._save, None
-            if wanted is not None:
-                await asyncio.to_thread(self._plan.save, wanted.routers, wanted.terms)
-
-    def _save_now(self) -> None:
-        if self._save is not None:
-            self._plan.save(self._save.routers, self._save.terms)
-
     async def _for_ever(self, work: Callable[[], Awaitable[None]]) -> None:
         """A door that breaks is opened again; the others go on meanwhile."""
         while True:
             try:
                 await work()
             except Exception:
-                log.exception("%s broke; starting it again", work.__name__)
+                log.exception("%s broke; starting it again", work.__qualname__)
             await asyncio.sleep(_RESTART_S)
 
     async def _collect(self) -> None:

@@ -6,10 +6,9 @@ import logging
 import os
 import queue
 import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from logging.handlers import QueueHandler, QueueListener
 from typing import Final
@@ -55,7 +54,7 @@ def run(settings: Settings) -> int:
 
 async def _live(settings: Settings, config: Config) -> int:
     metrics = Metrics(settings.version, settings.node)
-    stop_serving = _serve(metrics, settings.metrics)
+    _serve(metrics, settings.metrics)
     _hurry()
     link, addresses = Link(), KernelAddresses()
     wall_offset_us = time.time_ns() // 1000 - now_us()
@@ -76,7 +75,6 @@ async def _live(settings: Settings, config: Config) -> int:
         status = await loop.run()
     link.close()
     addresses.close()
-    stop_serving()
     log.info("ended with status %d", status)
     return status
 
@@ -116,15 +114,14 @@ def _hurry() -> None:
 # --- outside --------------------------------------------------------------------------------------
 
 
-def _serve(metrics: Metrics, where: tuple[str, int] | None) -> Callable[[], None]:
+def _serve(metrics: Metrics, where: tuple[str, int] | None) -> None:
     """Metrics are worth a warning, never an address: a taken port does not stop a speaker."""
     if where is None:
-        return lambda: None
+        return
     try:
-        return metrics.serve(*where)
-    except (OSError, socket.gaierror) as error:
+        metrics.serve(*where)
+    except OSError as error:
         log.warning("no metrics on %s:%d: %s; set --metrics-address", *where, error)
-        return lambda: None
 
 
 class _DroppingHandler(QueueHandler):

@@ -77,5 +77,11 @@ class Metrics:
 
     def serve(self, host: str, port: int) -> Callable[[], None]:
         """Answer http://HOST:PORT/metrics until the function returned is called. Raises OSError."""
-        server, _ = prom.start_http_server(port, host, registry=self.registry)
-        return server.shutdown
+        server, thread = prom.start_http_server(port, host, registry=self.registry)
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return stop

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plan's copy on this host, for a start without the API. Written whole; believed whole or not at all."""
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -20,6 +21,7 @@ NAME: Final = "plan.json"
 _LAYOUT: Final = 1
 _LARGEST: Final = 32 * 1024 * 1024  # bytes
 _MOST_ROUTERS: Final = 255
+_DELAY_S: Final = 0.1
 
 
 class _Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,6 +37,8 @@ class PlanFile:
     def __init__(self, directory: Path, node: str) -> None:
         self._path = directory / NAME
         self._node = node
+        self._latest: tuple[tuple[VirtualRouter, ...], tuple[tuple[str, int], ...]] | None = None
+        self._changed = asyncio.Event()
 
     def restore(self) -> PlanRestored | None:
         """The last plan saved for this node; None when there is none or it is not to be believed."""
@@ -67,6 +71,24 @@ class PlanFile:
         if any(not 0 <= term < 1 << 62 for term in plan.terms.values()):
             raise ValueError("a term in it is out of range")
         return PlanRestored(tuple(map(decode_router, plan.routers)), plan.terms)
+
+    def keep(self, routers: tuple[VirtualRouter, ...], terms: tuple[tuple[str, int], ...]) -> None:
+        """To be saved soon by ``run``, or by ``flush``; of several the latest alone."""
+        self._latest = routers, terms
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Save what is to be kept, in a thread, until cancelled."""
+        while True:
+            await self._changed.wait()
+            await asyncio.sleep(_DELAY_S)
+            await asyncio.to_thread(self.flush)
+
+    def flush(self) -> None:
+        self._changed.clear()
+        latest, self._latest = self._latest, None
+        if latest is not None:
+            self.save(*latest)
 
     def save(self, routers: tuple[VirtualRouter, ...], terms: tuple[tuple[str, int], ...]) -> None:
         """Replace the file in one step, so that a crash leaves the old one or the new one. Never raises."""

@@ -153,13 +153,20 @@ class FakeCluster:
 class FakePlan:
     def __init__(self, restored: PlanRestored | None = None) -> None:
         self.restored = restored
-        self.saved: list[tuple[VirtualRouter, ...]] = []
+        self.kept: tuple[tuple[VirtualRouter, ...], tuple[tuple[str, int], ...]] | None = None
+        self.flushed = False
 
     def restore(self) -> PlanRestored | None:
         return self.restored
 
-    def save(self, routers: tuple[VirtualRouter, ...], terms: tuple[tuple[str, int], ...]) -> None:  # noqa: ARG002
-        self.saved.append(routers)
+    def keep(self, routers: tuple[VirtualRouter, ...], terms: tuple[tuple[str, int], ...]) -> None:
+        self.kept = (routers, terms)
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    def flush(self) -> None:
+        self.flushed = True
 
 
 class House:

@@ -197,7 +197,8 @@ def test_prepare_hear_log_count_and_save_reach_their_doors(caplog: pytest.LogCap
     assert "something router=vr-7 term=3" in caplog.messages
     assert house.sample("discards_total", reason="Checksum") == 2
     assert house.sample("adverts_sent_total") == 1
-    assert house.plan.saved == [()]  # the latest alone, also at the end
+    assert house.plan.kept == ((), (("vr-7", 4),))
+    assert house.plan.flushed
 
 
 def test_links_seen_reach_frames_and_wire_before_the_brain() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plan survives a restart; nothing else that may stand in its place is believed."""
 
+import asyncio
 import logging
 from pathlib import Path
 
@@ -90,3 +91,22 @@ def test_a_file_not_to_be_believed_is_ignored_with_its_reason(
         assert PlanFile(folder, "h2" if what == "node" else "h1").restore() is None
     assert "is ignored" in caplog.text
     assert why in caplog.text
+
+
+def test_of_several_plans_to_keep_the_latest_is_saved(folder: Path) -> None:
+    async def story() -> None:
+        plan = PlanFile(folder, "h1")
+        writing = asyncio.create_task(plan.run())
+        for term in range(50):
+            plan.keep((ROUTER,), (("vr-7", term),))
+        for _ in range(300):
+            await asyncio.sleep(0.01)
+            if (folder / "plan.json").exists():
+                break
+        writing.cancel()
+        plan.keep((ROUTER,), (("vr-7", 99),))
+        assert plan.restore() == PlanRestored((ROUTER,), {"vr-7": 49})
+        plan.flush()
+        assert plan.restore() == PlanRestored((ROUTER,), {"vr-7": 99})
+
+    asyncio.run(story())
