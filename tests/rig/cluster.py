@@ -143,8 +143,9 @@ class Cluster:
         folder = self.run.folder / "operators" / name / "run"
         secrets = folder / SECRETS
         secrets.mkdir(parents=True, exist_ok=True)
-        kubeconfig = self.control_plane.operator_kubeconfig(secrets / "kubeconfig")
-        shutil.chown(kubeconfig, NOBODY, NOBODY)
+        self.control_plane.operator_kubeconfig(secrets / "kubeconfig", rotating=True)
+        for path in secrets.iterdir():
+            shutil.chown(path, NOBODY, NOBODY)
         inside = Confinement(netns=self.control, run_folder=folder, hostname=name, uid=NOBODY)
         argv = inside.argv([str(BIN / "holdfast-operator")])
         env = program_environment() | {"POD_NAME": name}
@@ -153,7 +154,7 @@ class Cluster:
 
     def start_speaker(self, host: str) -> Process:
         def write(path: Path) -> object:
-            return self.control_plane.token_for(host, path)
+            return self.control_plane.token_for(host, path, rotating=True)
 
         return self.hosts[host].start_speaker(write, capabilities=self._capabilities)
 

@@ -176,15 +176,18 @@ class ControlPlane:
     def operator_token(self) -> str:
         return self._token("holdfast-operator")
 
-    def token_for(self, node: str, path: Path | None = None) -> Path:
-        """A kubeconfig with a fresh ``node_token``; written to ``path`` or into the run's folder."""
-        target = path or self.folder / f"speaker-{node}.kubeconfig"
-        return self._write_kubeconfig(target, f"speaker-{node}", self.node_token(node))
+    def token_for(self, node: str, path: Path | None = None, *, rotating: bool = False) -> Path:
+        """A kubeconfig with a fresh ``node_token``; written to ``path`` or into the run's folder.
 
-    def operator_kubeconfig(self, path: Path | None = None) -> Path:
-        """A kubeconfig with a fresh token of the operator's service account."""
+        ``rotating``: the token stands in a file of its own; calling this again replaces it there.
+        """
+        target = path or self.folder / f"speaker-{node}.kubeconfig"
+        return self._write_kubeconfig(target, f"speaker-{node}", self.node_token(node), rotating=rotating)
+
+    def operator_kubeconfig(self, path: Path | None = None, *, rotating: bool = False) -> Path:
+        """A kubeconfig with a fresh token of the operator's service account; otherwise as ``token_for``."""
         target = path or self.folder / "operator.kubeconfig"
-        return self._write_kubeconfig(target, "operator", self.operator_token())
+        return self._write_kubeconfig(target, "operator", self.operator_token(), rotating=rotating)
 
     def add_node(self, name: str, *addresses: str, labels: dict[str, str] | None = None) -> Object:
         """A Node object, as a kubelet registers it: hostname label and InternalIP addresses in its status."""
@@ -274,8 +277,10 @@ class ControlPlane:
         token: str = self.api.request("POST", path, request)["status"]["token"]
         return token
 
-    def _write_kubeconfig(self, path: Path, user: str, token: str) -> Path:
-        return write_kubeconfig(path, server=self.server, ca_file=self.ca_file, user=user, token=token)
+    def _write_kubeconfig(self, path: Path, user: str, token: str, *, rotating: bool = False) -> Path:
+        return write_kubeconfig(
+            path, server=self.server, ca_file=self.ca_file, user=user, token=token, rotating=rotating
+        )
 
     def _start(self, name: str, argv: list[str]) -> Process:
         return self._run.start(name, in_namespace(self.netns, dying_with_parent(argv)))

@@ -7,22 +7,36 @@ import secrets
 from pathlib import Path
 
 
-def write_kubeconfig(path: Path, *, server: str, ca_file: Path, user: str, token: str) -> Path:
-    """A kubeconfig with a bearer token, readable by its owner only; replaced in one step when it is there."""
+def write_kubeconfig(
+    path: Path, *, server: str, ca_file: Path, user: str, token: str, rotating: bool = False
+) -> Path:
+    """A kubeconfig with a token; ``rotating``: in ``PATH.token`` beside it, read again as in a pod.
+
+    Readable by the owner only; replaced in one step when it is there.
+    """
     authority = base64.b64encode(ca_file.read_bytes()).decode()
+    account = {"token": token}
+    if rotating:
+        token_file = path.with_name(f"{path.name}.token")
+        _replace(token_file, token)
+        account = {"tokenFile": token_file.name}
     content = {
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": "rig", "cluster": {"server": server, "certificate-authority-data": authority}}],
-        "users": [{"name": user, "user": {"token": token}}],
+        "users": [{"name": user, "user": account}],
         "contexts": [{"name": "rig", "context": {"cluster": "rig", "user": user}}],
         "current-context": "rig",
     }
+    _replace(path, json.dumps(content, indent=1))
+    return path
+
+
+def _replace(path: Path, text: str) -> None:
     fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(json.dumps(content, indent=1))
+    fresh.write_text(text)
     fresh.chmod(0o600)
     fresh.replace(path)
-    return path
 
 
 def ecdsa_key() -> str:

@@ -69,7 +69,7 @@ def test_revoked_tokens_release_nothing(cluster: Cluster) -> None:
         time.sleep(LEASE_SECONDS + 15)
         held = cluster.holders(V4)
         for name, machine in cluster.hosts.items():
-            cluster.control_plane.token_for(name, machine.kubeconfig)
+            cluster.control_plane.token_for(name, machine.kubeconfig, rotating=True)
         cluster.wait_ready("web", timeout_s=90)
         answers = probe.result()
     assert held == [leader]
