@@ -34,6 +34,10 @@ class Operator(Protocol):
     async def run(self) -> None: ...
     async def stop(self) -> None: ...
     def seen(self, kind: Kind, raw: Mapping[str, Any], *, listed: bool, deleted: bool) -> None: ...
+    def watch_renewed(self) -> None:
+        """kopf lists a kind anew: what was deleted meanwhile it will never tell."""
+        ...
+
     def idle_s(self) -> float:
         """Seconds since the planner last gave a sign of life."""
         ...
@@ -109,7 +113,8 @@ def _registry(frame: _Frame) -> kopf.OperatorRegistry:
         if frame.logins > 1:
             frame.config.token.refused(frame.config.token.current())  # the file may have a newer one
             await asyncio.sleep(LOGIN_PAUSE_S)
-        return kopf.AiohttpSession(server=frame.config.server, aiohttp_session=_session(frame.config))
+        session = _session(frame.config, frame.operator.watch_renewed)
+        return kopf.AiohttpSession(server=frame.config.server, aiohttp_session=session)
 
     async def probe(**_: Any) -> float:
         idle_s = frame.operator.idle_s()
@@ -136,8 +141,11 @@ def _event(frame: _Frame, kind: Kind) -> EventHandler:
     return handle
 
 
-def _session(config: Config) -> aiohttp.ClientSession:
-    """kopf's connections, with our credentials: the token as it is now, not as it was at login."""
+def _session(config: Config, on_list: Callable[[], None]) -> aiohttp.ClientSession:
+    """kopf's connections, with our credentials: the token as it is now, not as it was at login.
+
+    ``on_list`` is called when the first page of a list has been answered.
+    """
 
     async def authorize(request: aiohttp.ClientRequest, handler: ClientHandlerType) -> aiohttp.ClientResponse:
         token = config.token.current()
@@ -145,7 +153,11 @@ def _session(config: Config) -> aiohttp.ClientSession:
             request.headers["Authorization"] = f"Bearer {token}"
         if config.tls_server_name is not None:
             request.server_hostname = config.tls_server_name
-        return await handler(request)
+        response = await handler(request)
+        query = request.url.query
+        if response.status == 200 and "limit" in query and "continue" not in query:
+            on_list()
+        return response
 
     tls = True if config.tls is None else config.tls
     return aiohttp.ClientSession(

@@ -143,6 +143,9 @@ class Process:
         if changed:
             self._planner.look_again()
 
+    def watch_renewed(self) -> None:
+        self._planner.list_again()
+
     def idle_s(self) -> float:
         return boottime_s() - self._planner.heartbeat_s
 

@@ -33,6 +33,7 @@ LONGEST_WAIT_S = 0.5
 REST_S = 0.5  # without a plan for so long, the next change counts as the first
 PULSE_S = 5.0  # between two looks at the speakers' Leases
 RELIST_S = 240.0  # against objects whose deletion the watch never told
+RELIST_QUIET_S = 0.5
 FRESH_S = 5.0  # a list this young is good enough to take the lead with
 NEVER_S = -1e9
 RETRY_S = (0.2, 5.0)  # after a write that failed: first and longest pause
@@ -51,6 +52,7 @@ class Planner:
         self._reporter = reporter
         self._dirty = asyncio.Event()
         self._leads = asyncio.Event()
+        self._stale = asyncio.Event()
         self._listed_s = NEVER_S
         self._planned_s = NEVER_S
         self._failures = 0
@@ -64,6 +66,10 @@ class Planner:
 
     def look_again(self) -> None:
         self._dirty.set()
+
+    def list_again(self) -> None:
+        """A watch was broken: what it did not tell is in a list."""
+        self._stale.set()
 
     def lead_changed(self, leading: bool) -> None:
         """Called by the election."""
@@ -245,12 +251,18 @@ class Planner:
     async def _relist(self) -> None:
         """kopf never tells of an object that was deleted while its watch was broken."""
         while True:
-            await asyncio.sleep(RELIST_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RELIST_S):
+                    await self._stale.wait()
+                    await asyncio.sleep(RELIST_QUIET_S)  # four watches break together
+            self._stale.clear()
             try:
                 if await self.list_all():
                     self._dirty.set()
             except ApiTrouble as error:
-                log.info("the periodic list failed: %s", error)
+                log.info("the list against ghosts failed: %s", error)
+                self._stale.set()
+                await asyncio.sleep(PULSE_S)
 
 
 @dataclass(frozen=True, slots=True)

@@ -403,12 +403,18 @@ def test_an_api_server_that_freezes_or_dies_and_returns_finds_the_operator_at_wo
     clean_cluster.api.create(vip("b", "192.0.2.11"))
     wait("b Ready", lambda: ready(clean_cluster, "b"), timeout_s=20)
     clean_cluster.stop()
-    time.sleep(4)
+    time.sleep(6)
     clean_cluster.api.close()
     clean_cluster.start()
+    clean_cluster.api.delete("VirtualIP", "b")  # before the watches are back: nobody will tell
     clean_cluster.api.create(vip("c", "192.0.2.12"))
     wait("c Ready", lambda: ready(clean_cluster, "c"), timeout_s=30)
 
+    def b_is_gone() -> bool:
+        routers = clean_cluster.api.items("VirtualRouter")
+        return all(a["owner"]["name"] != "b" for r in routers for a in r["spec"]["addresses"])
+
+    wait("b's address let go", b_is_gone, timeout_s=20)
     assert process.running()
     assert not [write for write in our_writes(clean_cluster, rest) if " a " in write]
     for kind in (
