@@ -67,16 +67,14 @@ class Loop:
         restored = self._plan.restore()
         if restored is not None:
             self.feed(restored)
-        tasks = [
-            asyncio.create_task(self._for_ever(work), name=work.__qualname__)
-            for work in (
-                self._watch_addresses,
-                self._watch_cluster,
-                self._cluster.run,
-                self._plan.run,
-                self._collect,
-            )
-        ]
+        beside = (
+            self._watch_addresses,
+            self._watch_cluster,
+            self._cluster.run,
+            self._plan.run,
+            self._collect,
+        )
+        tasks = [asyncio.create_task(self._for_ever(work)) for work in beside]
         await self._over.wait()
         loop.remove_reader(self._wire.fileno())
         self._alarm.close()
@@ -105,11 +103,12 @@ class Loop:
 
     def feed(self, event: events.Event) -> None:
         """Tell the brain, do what it says, tell it how that ended, and so on; then arm the timer."""
-        self._handle(event)
-        self._arm()
+        if not self._over.is_set():  # nothing may be bound again behind the back of the end
+            self._handle(event)
+            self._arm()
 
     def _handle(self, event: events.Event) -> None:
-        waiting: deque[events.Event] = deque((event,))
+        waiting = deque((event,))
         while waiting:
             event = waiting.popleft()
             try:

@@ -295,6 +295,23 @@ def test_the_end_waits_for_the_brain_but_two_seconds_at_most() -> None:
     assert house.addresses.bound == set()
 
 
+def test_nothing_is_bound_again_while_the_last_report_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    brain = FakeBrain(on(events.AddressesSeen, effects.Bind(1, 2, ("192.0.2.10",))))
+
+    async def story() -> set[tuple[int, str]]:
+        house = House(brain)
+
+        async def flush(at_most_s: float) -> None:  # noqa: ARG001
+            house.addresses.seen.put_nowait(events.AddressesSeen(frozenset()))
+            await asyncio.sleep(0.05)
+
+        monkeypatch.setattr(house.cluster, "flush", flush)
+        await house.live()
+        return house.addresses.bound
+
+    assert asyncio.run(story()) == set()
+
+
 def test_a_second_signal_ends_at_once() -> None:
     async def story() -> float:
         brain = FakeBrain()
