@@ -8,6 +8,7 @@ Pure: nothing here reads a file.
 
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, Final
 
@@ -43,6 +44,7 @@ NAMED_AFTER_ID: Final = (
 )
 
 
+@lru_cache(maxsize=2048)  # an address is asked about by three rules, and again each time its router changes
 def parsed(text: str) -> IPv4Address | IPv6Address | None:
     """The address, or None: with a zone, IPv4-mapped or with leading zeros it is none (as in CEL's isIP)."""
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from holdfast_api import names
 from holdfast_api.kube import ApiError, Config, Kube, lease_path, node_path, path
@@ -75,11 +76,10 @@ def standing(control_plane: ControlPlane) -> ControlPlane:
 def unbound_kubeconfig(control_plane: ControlPlane) -> Path:
     """The speaker's service account without a node: what a stolen TokenRequest right would give."""
     token = control_plane.kubectl("create", "token", "holdfast-speaker", "-n", names.OPERATOR_NAMESPACE)
-    bound = control_plane.token_for(THEIRS)
+    content = yaml.safe_load(control_plane.kubeconfig.read_text())
+    content["users"][0]["user"] = {"token": token.strip()}
     target: Path = control_plane.folder / "unbound.kubeconfig"
-    known = Config.load({"KUBECONFIG": str(bound)}).token.current()
-    assert known is not None
-    target.write_text(bound.read_text().replace(known, token.strip()))
+    target.write_text(yaml.safe_dump(content))
     return target
 
 

@@ -126,8 +126,8 @@ def test_a_right_taken_away_is_an_outage(clean_cluster: ControlPlane) -> None:
             assert isinstance(await following(), Listed)
             clean_cluster.revoke_speaker_tokens()
             async with asyncio.timeout(30):  # the server remembers a good token for some seconds
-                while await status(kube) == 200:
-                    await asyncio.sleep(0.2)  # noqa: ASYNC110 - nothing here tells us; we ask
+                while await status(kube) == 200:  # noqa: ASYNC110 - nothing tells us; we ask
+                    await asyncio.sleep(0.2)
         async with Kube(speaker, "holdfast-tests") as kube, watched(kube) as following:
             return [await following(), await following()]
 
