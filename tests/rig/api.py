@@ -170,9 +170,7 @@ class Api:
     ) -> Object:
         for _ in range(BUSY_RETRIES):
             status, data = self.raw(method, path, body, content_type=content_type)
-            if (
-                status != http.HTTPStatus.TOO_MANY_REQUESTS
-            ):  # a kind whose storage just starts
+            if status != http.HTTPStatus.TOO_MANY_REQUESTS:  # a kind whose storage just starts
                 break
             time.sleep(BUSY_SECONDS)
         answer: Object = json.loads(data) if data else {}

@@ -5,6 +5,7 @@ import compileall
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -24,6 +25,7 @@ CONTROL_NUMBER: Final = 250
 CLIENT_NUMBER: Final = 251
 FIRST_HOST_NUMBER: Final = 11
 MAX_HOSTS: Final = 9
+LEASE_SECONDS: Final = 25
 LEASE_NAMESPACE: Final = "holdfast-speakers"
 _POLL_SECONDS: Final = 0.02
 
@@ -122,6 +124,7 @@ class Cluster:
         for host in self.hosts.values():
             if self.api.get("Node", host.name) is None:
                 self.control_plane.add_node(host.name, host.v4, host.v6)
+            self.renew_token(host.name)
             if host.speaker is None or not host.speaker.running():
                 host.boot()
                 self.start_speaker(host.name)
@@ -152,11 +155,14 @@ class Cluster:
         self.operators[name] = self.run.start(f"operator-{name}", argv, env=env)
         return self.operators[name]
 
-    def start_speaker(self, host: str) -> Process:
-        def write(path: Path) -> object:
-            return self.control_plane.token_for(host, path, rotating=True)
+    def renew_token(self, host: str) -> None:
+        """A fresh token for the host's speaker, as the kubelet would write it."""
+        self.control_plane.token_for(host, self.hosts[host].kubeconfig, rotating=True)
 
-        return self.hosts[host].start_speaker(write, capabilities=self._capabilities)
+    def start_speaker(self, host: str) -> Process:
+        if not self.hosts[host].kubeconfig.exists():
+            self.renew_token(host)
+        return self.hosts[host].start_speaker(self._capabilities)
 
     def restart_speaker(self, host: str) -> None:
         """SIGTERM, and start again."""
@@ -177,7 +183,14 @@ class Cluster:
         self.hosts[name].running_speaker()
         status = (self.api.get("Speaker", name) or {}).get("status") or {}
         heard = {i["name"] for i in status.get("interfaces", []) if i.get("listened")}
-        return nic in heard and self.api.get("Lease", name, LEASE_NAMESPACE) is not None
+        return nic in heard and self._pulse_age_s(name) < LEASE_SECONDS
+
+    def _pulse_age_s(self, name: str) -> float:
+        """How long ago the speaker renewed its Lease (all clocks here are one)."""
+        renewed = ((self.api.get("Lease", name, LEASE_NAMESPACE) or {}).get("spec") or {}).get("renewTime")
+        if renewed is None:
+            return float("inf")
+        return (datetime.now(UTC) - datetime.fromisoformat(renewed)).total_seconds()
 
     # --- VirtualIPs -----------------------------------------------------------------------------
 

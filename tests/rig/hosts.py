@@ -3,7 +3,7 @@
 
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +15,6 @@ from tests.rig.run import RigError, Run, command, dying_with_parent, in_namespac
 BIN: Final = ROOT / ".venv" / "bin"
 SECRETS: Final = "holdfast-rig"  # below the host's /run: the kubeconfig, which a pod would mount
 SPEAKER_CAPABILITIES: Final = ("net_admin", "net_raw")
-
-WriteKubeconfig = Callable[[Path], object]
 
 
 class Host:
@@ -114,14 +112,10 @@ class Host:
         """The speaker's, as seen from outside."""
         return self.run_folder / SECRETS / "kubeconfig"
 
-    def start_speaker(
-        self, write_kubeconfig: WriteKubeconfig, *, capabilities: Sequence[str] = SPEAKER_CAPABILITIES
-    ) -> Process:
-        """Starts ``holdfast-speaker`` as its pod would, with a token fetched by ``write_kubeconfig``."""
+    def start_speaker(self, capabilities: Sequence[str] = SPEAKER_CAPABILITIES) -> Process:
+        """Starts ``holdfast-speaker`` as its pod would; its ``kubeconfig`` must be there."""
         if self.speaker is not None and self.speaker.running():
             raise RigError(f"{self.name}: its speaker already runs")
-        if not self.kubeconfig.exists():
-            write_kubeconfig(self.kubeconfig)
         inside = Confinement(
             netns=netns_path(self.namespace),
             run_folder=self.run_folder,
