@@ -11,8 +11,8 @@ both programs know of them:
   (a walker over the CRDs that ``kinds`` reads) and ``rules`` (the CEL rules said in Python)
 - ``manifests``   files, for ``python -m holdfast_api check FILE...``
 - ``interfaces``  which NIC carries an address: asked by the planner and by the speaker, answered once
-- ``kube``        a small list/watch/apply client over aiohttp; behind it ``kubeconfig``, ``answers``, ``watch``,
-  and the pure ``lines`` and ``backoff``
+- ``kube``        a small list/watch/apply client over aiohttp; behind it ``kubeconfig``, ``answers``,
+  ``watch``, and the pure ``lines`` and ``backoff``
 
 Nothing here imports kopf, kubernetes, pyroute2 or scapy; import-linter guards that.
 """
