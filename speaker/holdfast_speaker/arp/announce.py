@@ -66,6 +66,10 @@ class Announcer:
         self.deadline_us = NEVER_US
         self.armed_us = NEVER_US
 
+    def __len__(self) -> int:
+        """Everything remembered: addresses, schedule, queues."""
+        return sum(map(len, (self._owned, self._due, self._again, self._probes, self._asks)))
+
     def start(self, addresses: Iterable[str], at_us: int) -> None:
         """These are ours: the whole burst from ``at_us`` on, again if one is under way."""
         for address in addresses:

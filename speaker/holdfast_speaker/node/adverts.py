@@ -13,9 +13,8 @@ _FAMILIES: Final[tuple[Family, ...]] = (4, 6)
 
 
 def listed(holdings: Holdings) -> list[Holding]:
-    """What is bound or being bound. With neither, the first probed for: an advert lists one at least."""
-    ours = holdings.in_phase(Phase.BINDING, Phase.BOUND)
-    return ours or holdings.in_phase(Phase.PROBING)[:1] or holdings.wanted()[:1]
+    """What is bound or being bound. With neither (a last advert, priority 0) any: it must list one."""
+    return holdings.in_phase(Phase.BINDING, Phase.BOUND) or list(holdings.by_address.values())[:1]
 
 
 def sends(

@@ -18,6 +18,7 @@ from holdfast_speaker.node.report import status
 from holdfast_speaker.node.routers import Routers
 from holdfast_speaker.units import MILLISECOND_US, NEVER_US, SECOND_US
 from holdfast_speaker.vrrp.advert import Discard, parse
+from holdfast_speaker.vrrp.router import State
 
 # Reports and plan files wait a little: what they tell is complete then, and they never delay a takeover.
 REPORT_DELAY_US: Final = 10 * MILLISECOND_US
@@ -200,6 +201,11 @@ class Node:
                     self._routers.agenda.arm(other)
         self._routers.agenda.arm(instance)
         self._routers.sweep(instance)
+        for other in list(self._routers.instances.values()):
+            # A takeover of many routers must not make the adverts of the first ones late.
+            if other.router.state is State.ACTIVE and other.router.deadline_us <= now_us:
+                other.wake(now_us)
+                self._routers.agenda.arm(other)
 
     def _see_addresses(self, present: frozenset[tuple[int, str]], now_us: int) -> None:
         for instance in self._routers.instances.values():

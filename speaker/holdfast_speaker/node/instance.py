@@ -151,7 +151,7 @@ class Instance:
         if nic is None:
             return
         family = advert.family
-        if advert.listed != self._listed.get(family):
+        if advert.priority and advert.listed != self._listed.get(family):
             self._vouch(family, advert.listed)
         if family == 4:
             self._heard4_us = now_us
@@ -240,7 +240,8 @@ class Instance:
                 if due:
                     self._take(now_us)
                 self._host.out.append(bind)
-            elif active and not holdings.in_phase(Phase.BINDING, Phase.BOUND, Phase.PROBING):
+            elif active and not holdings.in_phase(Phase.BINDING, Phase.BOUND):
+                # Not while it probes either: what an Active lists, the others take without a probe.
                 self._perform(router.give_up(now_us), now_us)
         elif self._hears is not None:
             holdings.rest()
@@ -324,7 +325,8 @@ class Instance:
     # --- what the kernel answers ----------------------------------------------------------------
 
     def bound(self, event: Bound, now_us: int) -> None:
-        """What is bound is announced, first copies first."""
+        """What is bound is announced, first copies first; unless binding took so long that we lapsed."""
+        self._perform(self.router.wake(now_us), now_us)
         fresh = self.holdings.bound(event, now_us)
         self._adverts = None
         if fresh and self.nic is not None:

@@ -152,11 +152,12 @@ class Routers:
         self._listen(chosen, now_us)
         for name, instance in self.instances.items():
             instance.place(wheres[name], now_us)
-            instance.settle(now_us)
-            self.agenda.arm(instance)
         self._index()
         if not self.stopping:
             self._prepare()
+        for instance in self.instances.values():
+            instance.settle(now_us)
+            self.agenda.arm(instance)
 
     def _where(self, instance: Instance, interfaces: list[Interface]) -> Nic | Reason:
         if self.stopping:

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Final, Literal
 
-from holdfast_speaker.units import MILLISECOND_US, NEVER_US
+from holdfast_speaker.units import MILLISECOND_US, NEVER_US, SECOND_US
 from holdfast_speaker.vrrp.timing import active_down_us, skew_us
 
 _COPIES_OF_LONGER_INTERVAL: Final = 3
+_PENANCE_US: Final = 10 * SECOND_US
+_TOLERANCE_US: Final = 60 * SECOND_US
 
 
 class State(StrEnum):
@@ -58,8 +60,11 @@ class Router:
         "_backup_since_us",
         "_cadence_us",
         "_down_at_us",
+        "_lapsed_at_us",
         "_linger",
         "_sent_at_us",
+        "_tolerant_until_us",
+        "_unheard",
         "deadline_us",
         "preempting",
         "resigned",
@@ -77,6 +82,9 @@ class Router:
         self._linger = 0
         self._down_at_us = self._advert_at_us = NEVER_US
         self._sent_at_us = self._answered_at_us = self._backup_since_us = 0
+        self._lapsed_at_us = -NEVER_US
+        self._unheard = False  # we lapsed, and have heard nobody since
+        self._tolerant_until_us = 0  # lateness is no reason to lapse until then: nobody else is there
 
     # --- Initialize and back --------------------------------------------------------------------
 
@@ -118,9 +126,13 @@ class Router:
         self.state = State.ACTIVE
         self._cadence_us, self._linger = self.settings.interval_us, 0
         self._answered_at_us = now_us - self._cadence_us
+        # A slow node that is alone would lapse, take and lapse for ever.
+        self._tolerant_until_us = now_us + _TOLERANCE_US if self._unheard else 0
         return self._advertise(now_us)
 
     def _preempts(self, now_us: int) -> bool:
+        if now_us - self._lapsed_at_us < _PENANCE_US:
+            return False  # who was too slow a moment ago would only be so again, and again
         match self.settings.failback:
             case "Never":
                 return False
@@ -144,6 +156,7 @@ class Router:
         ``greater``: its source is the greater one (None: a tie is not judged by this advert).
         ``obeyed``: it is the Active we follow, or we follow none.
         """
+        self._unheard, self._tolerant_until_us = False, 0
         if self.state is State.BACKUP:
             self._hear_as_backup(now_us, priority, interval_us, obeyed=obeyed)
             return _NOTHING
@@ -151,6 +164,7 @@ class Router:
             return _NOTHING
         if self._late(now_us):
             acts = self._lapse(now_us)
+            self._unheard = False
             self._hear_as_backup(now_us, priority, interval_us, obeyed=True)
             return acts
         own = self.settings.priority
@@ -202,9 +216,10 @@ class Router:
 
     def _late(self, now_us: int) -> bool:
         """Whether the others may have called us silent: three intervals without an advert (R4.2)."""
-        return now_us - self._sent_at_us >= 3 * self._cadence_us
+        return now_us - self._sent_at_us >= 3 * self._cadence_us and now_us >= self._tolerant_until_us
 
     def _lapse(self, now_us: int) -> Acts:
+        self._lapsed_at_us, self._unheard = now_us, True
         self.resigned = self.preempting = False
         self._backup(now_us, now_us + active_down_us(self.settings.priority, self.settings.interval_us))
         return (Act.YIELD,)

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a seed means: a cluster, its faults one after the other, its changes of plan; then quiet."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+import msgspec
+from holdfast_api.types import (
+    Candidate,
+    Metadata,
+    Owner,
+    RouterAddress,
+    VirtualRouter,
+    VirtualRouterSpec,
+)
+from holdfast_speaker import events as on
+
+from tests.sim import checkers
+from tests.sim.host import SimHost
+from tests.sim.world import World
+
+INTERVALS_MS = (10, 50, 100, 200)
+QUIET_US = (
+    30_000_000  # the longest retry is 10 s (answered), then a probe; a failed bind's backoff is 8 s here
+)
+REFRESH_US = 40_000_000
+SECOND = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    digest: str
+    faults: int
+    longest_pair_us: int
+
+
+def address_of(router: int, number: int, *, six: bool) -> str:
+    return f"2001:db8::{router}:{number}" if six else f"10.0.0.{100 + router * 10 + number}"
+
+
+class Life:
+    def __init__(self, seed: int, *, lines: list[str] | None = None) -> None:
+        rng = Random(seed * 7919 + 1)
+        self.rng = rng
+        self.world = World(seed, rng.randrange(2, 6))
+        self.world.lines = lines
+        self.world.loss = rng.choice((0.0, 0.0, 0.01, 0.05))
+        self.faults = 0
+        self.pair = checkers.OneHolder()
+        self.world.watchers += [self.pair, checkers.Bounded()]
+        self.world.on_bind = (checkers.Planned(), checkers.NotTaken())
+        self.world.on_send = (checkers.Probed(),)
+        self._loss = self.world.loss
+        self._undo: list[Callable[[], None]] = []
+        for host in self.world.hosts:
+            self.world.api_delay_us[host.name] = rng.randrange(1_000, 400_000)
+
+    # --- the cluster ----------------------------------------------------------------------------
+
+    def spec(self, number: int) -> VirtualRouterSpec:
+        rng = self.rng
+        names = [host.name for host in self.world.hosts]
+        rng.shuffle(names)
+        names = names[: rng.randrange(2, len(names) + 1)]
+        steps = (250, 248, 220, 190, 150)
+        candidates = tuple(
+            Candidate(name, steps[at], self.sources(name), (self.mac(name),)) for at, name in enumerate(names)
+        )
+        addresses = tuple(
+            RouterAddress(
+                address_of(number, at, six=rng.random() < 0.3), Owner("default", f"vip-{number}-{at}", "u")
+            )
+            for at in range(rng.randrange(1, 4))
+        )
+        return VirtualRouterSpec(
+            50 + number,
+            addresses,
+            candidates,
+            rng.choice(INTERVALS_MS),
+            rng.choice(("Never", "Never", "Immediate", "Delayed")),
+            failback_delay_seconds=rng.randrange(1, 5),
+        )
+
+    def host(self, name: str) -> SimHost:
+        return next(host for host in self.world.hosts if host.name == name)
+
+    def sources(self, name: str) -> tuple[str, ...]:
+        return (f"10.0.0.{self.host(name).number}", f"fe80::{self.host(name).number}")
+
+    def mac(self, name: str) -> str:
+        return self.host(name).mac.hex(":")
+
+    def apply(self, number: int, spec: VirtualRouterSpec) -> None:
+        name = f"vr-{50 + number}"
+        for each in spec.addresses:
+            recent = self.world.recent_intervals_us.get(each.address, ())
+            interval_us = spec.advert_interval_milliseconds * 1000
+            self.world.recent_intervals_us[each.address] = (*recent[-2:], interval_us)
+        self.world.apply(VirtualRouter(Metadata(name, uid=f"uid-{number}"), spec))
+
+    # --- a life ---------------------------------------------------------------------------------
+
+    def live(self, seconds: int) -> Outcome:
+        world, rng = self.world, self.rng
+        for host in world.hosts:
+            world.schedule(world.now_us + rng.randrange(0, 2 * SECOND), self._starter(host))
+        for number in range(1, rng.randrange(2, 5)):
+            at_us = world.now_us + rng.randrange(0, 6 * SECOND)
+            world.schedule(at_us, self._applier(number, self.spec(number)))
+        end_us = world.now_us + seconds * SECOND
+        world.run(world.now_us + 8 * SECOND)
+        while world.now_us < end_us:
+            self._fault()
+            self._run(rng.choice((20_000, 150_000, 400_000, SECOND, 3 * SECOND)))
+        self._heal()
+        self._run(QUIET_US)
+        checkers.settled(world)
+        try:
+            checkers.reachable(world)
+        except checkers.Wrong:
+            # A holder that was cut off from the client alone can't know: the refresh mends it.
+            self._run(REFRESH_US)
+            checkers.reachable(world)
+        return Outcome(world.digest, self.faults, self.pair.longest_us)
+
+    def _run(self, duration_us: int) -> None:
+        until_us = self.world.now_us + duration_us
+        while self.world.now_us < until_us:
+            self.world.run(min(until_us, self.world.now_us + SECOND // 2))
+            self.world.operate()
+
+    def _starter(self, host: SimHost) -> Callable[[int], None]:
+        def start(now_us: int) -> None:
+            host.start(now_us)
+            self.world.relist(host)
+
+        return start
+
+    def _applier(self, number: int, spec: VirtualRouterSpec) -> Callable[[int], None]:
+        return lambda _: self.apply(number, spec)
+
+    def _heal(self) -> None:
+        for undo in self._undo:
+            undo()
+        self._undo.clear()
+        self.world.loss = 0.0
+
+    # --- faults ---------------------------------------------------------------------------------
+
+    def _fault(self) -> None:
+        self.faults += 1
+        faults: tuple[Callable[[SimHost], None], ...] = (
+            self._crash,
+            self._restart,
+            self._pause,
+            self._cut,
+            self._one_way,
+            self._slow_bind,
+            self._failing_bind,
+            self._api_away,
+            self._carrier,
+            self._flush,
+            self._stranger,
+            self._change_plan,
+            self._change_plan,
+            self._stop,
+        )
+        fault = self.rng.choice(faults)
+        host = self.rng.choice(self.world.hosts)
+        self.world.trace(host.name, f"fault {fault.__name__.strip('_')}", self.world.now_us)
+        if len(self._undo) > 3 or self.rng.random() < 0.3:
+            self._undo.pop(0)() if self._undo else None
+        fault(host)
+
+    def _later(self, undo: Callable[[], None]) -> None:
+        self._undo.append(undo)
+
+    def _revive(self, host: SimHost) -> Callable[[], None]:
+        def revive() -> None:
+            if host.node is None or host.node.stopped:
+                self._starter(host)(self.world.now_us)
+
+        return revive
+
+    def _crash(self, host: SimHost) -> None:
+        host.crash()
+        self._later(self._revive(host))
+
+    def _restart(self, host: SimHost) -> None:
+        host.kill()
+        self.world.schedule(
+            self.world.now_us + self.rng.randrange(1_000, 3 * SECOND), lambda _: self._revive(host)()
+        )
+
+    def _stop(self, host: SimHost) -> None:
+        host.deliver(on.StopRequested(), self.world.now_us)
+        self._later(self._revive(host))
+
+    def _pause(self, host: SimHost) -> None:
+        if not host.running:
+            return
+        host.paused = True
+
+        def resume(now_us: int) -> None:
+            host.paused = False
+            host.busy_until_us = max(host.busy_until_us, now_us)
+            host.turn(now_us)
+
+        length_us = self.rng.choice((50_000, 250_000, 350_000, SECOND, 4 * SECOND))
+        self.world.schedule(self.world.now_us + length_us, resume)
+
+    def _cut(self, host: SimHost) -> None:
+        """A host, or it and another, fall off the segment."""
+        side = {host.name, self.rng.choice(self.world.hosts).name}
+        others = [*(other.name for other in self.world.hosts if other.name not in side), "client"]
+        cut = {(a, b) for a in sorted(side) for b in others} | {(b, a) for a in sorted(side) for b in others}
+        new = cut - self.world.cut
+        self.world.cut |= new
+        self._later(lambda: self.world.cut.difference_update(new))
+
+    def _one_way(self, host: SimHost) -> None:
+        new = {(host.name, other.name) for other in self.world.hosts if other is not host} - self.world.cut
+        self.world.cut |= new
+        self._later(lambda: self.world.cut.difference_update(new))
+
+    def _slow_bind(self, host: SimHost) -> None:
+        host.bind_delay_us = self.rng.choice((5_000, 60_000, 500_000))
+        self._later(lambda: setattr(host, "bind_delay_us", 0))
+
+    def _failing_bind(self, host: SimHost) -> None:
+        host.bind_fails = True
+        self.world.schedule(self.world.now_us + 3 * SECOND, lambda _: setattr(host, "bind_fails", False))
+
+    def _api_away(self, host: SimHost) -> None:
+        away = {host.name} if self.rng.random() < 0.5 else {each.name for each in self.world.hosts}
+        new = away - self.world.api_away
+        self.world.api_away |= new
+
+        def back() -> None:
+            self.world.api_away -= new
+            for each in self.world.hosts:
+                if each.name in new:
+                    self.world.relist(each)
+
+        self._later(back)
+
+    def _carrier(self, host: SimHost) -> None:
+        host.carrier = False
+        host.deliver(host.link(), self.world.now_us)
+
+        def back() -> None:
+            host.carrier = True
+            host.deliver(host.link(), self.world.now_us)
+
+        self._later(back)
+
+    def _flush(self, host: SimHost) -> None:
+        """Another program removes all addresses with our mark."""
+        host.kernel.bound.clear()
+        host.deliver(host.addresses(self.world.now_us), self.world.now_us)
+
+    def _stranger(self, host: SimHost) -> None:
+        del host
+        number = self.rng.randrange(1, 5)
+        address = address_of(number, self.rng.randrange(0, 3), six=False)
+        if address in self.world.ever_held:
+            return
+        self.world.strangers[address] = bytes((2, 0xAA, 0, 0, 0, number))
+        self._later(lambda: self.world.strangers.pop(address, None) and None)
+
+    def _change_plan(self, host: SimHost) -> None:
+        del host
+        number = self.rng.randrange(1, 5)
+        known = self.world.routers.get(f"vr-{50 + number}")
+        fresh = self.spec(number)
+        if known is None:
+            self.apply(number, fresh)
+        elif self.rng.random() < 0.15:
+            self.world.delete(known.metadata.name)
+        else:
+            old = {each.address: each for each in known.spec.addresses}
+            addresses = tuple(old.get(each.address, each) for each in fresh.addresses)
+            if self.rng.random() < 0.5:
+                fresh = msgspec.structs.replace(fresh, candidates=known.spec.candidates)
+            self.apply(number, msgspec.structs.replace(fresh, addresses=addresses))
