@@ -19,7 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-SOURCE: Final = Path(__file__).parent / "control-plane"  # no module name: mypy would take the folder for controlplane.py
+# No module name: mypy would take the folder for controlplane.py.
+SOURCE: Final = Path(__file__).parent / "control-plane"
+    Path(__file__).parent / "control-plane"
+)  # no module name: mypy would take the folder for controlplane.py
 NAMES: Final = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 OLDEST_GO: Final = (1, 21)  # the first that fetches the toolchain a go.mod asks for
 OLDEST_KUBECTL: Final = (1, 34)
