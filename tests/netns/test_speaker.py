@@ -69,7 +69,8 @@ class Fleet:
 
     def start_host(self, host: Host) -> None:
         PlanFile(host.run_folder / "holdfast", host.name).save(self.routers, ())
-        host.start_speaker(lambda path: path.write_text(NOWHERE), capabilities=self.capabilities)
+        host.kubeconfig.write_text(NOWHERE)
+        host.start_speaker(capabilities=self.capabilities)
 
     def until(self, what: str, look: Callable[[], object], seconds: float = 20.0) -> None:
         deadline = time.monotonic() + seconds
