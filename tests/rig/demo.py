@@ -115,7 +115,7 @@ class Demo:
         for address, gap in gaps.items():
             successor = self.whose(gap)
             say(
-                f"   {address}: {gap.ms:.0f} ms without an answer ({gap.lost} requests), then {successor} did."
+                f"   {address}: {gap.ms:.0f} ms without an answer ({gap.lost} requests lost), then {successor}."
             )
             self.expect(gap.ms <= GAP_BOUND_MS, f"{address} answers again within {GAP_BOUND_MS:.0f} ms")
         successors = {self.whose(gap) for gap in gaps.values()}
