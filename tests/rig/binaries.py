@@ -21,6 +21,8 @@ from typing import Final
 
 # No module name: mypy would take the folder for controlplane.py.
 SOURCE: Final = Path(__file__).parent / "control-plane"
+NAMES: Final = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
+OLDEST_GO: Final = (1, 21)  # the first that fetches the toolchain a go.mod asks for
 OLDEST_KUBECTL: Final = (1, 34)
 PROGRESS_SECONDS: Final = 5.0
 
