@@ -76,9 +76,7 @@ class Demo:
             all(r.longest_gap_ms < GAP_BOUND_MS for r in results.values()),
             f"no silence of {GAP_BOUND_MS:.0f} ms or more in the whole story",
         )
-        say(
-            f"\nIn all, the client asked each address {results[V4].sent:,} times. Silences above 5 ms: {gaps}"
-        )
+        say(f"\nIn all, the client asked each address {results[V4].sent:,} times. Silences of {V4}: {gaps}.")
 
     def apply(self, probe: Probe) -> None:
         say("\n1. A user applies two VirtualIPs, an IPv4 and an IPv6 address that belong together:")
@@ -115,7 +113,7 @@ class Demo:
         for address, gap in gaps.items():
             successor = self.whose(gap)
             say(
-                f"   {address}: {gap.ms:.0f} ms without an answer ({gap.lost} requests lost), then {successor}."
+                f"   {address}: no answer for {gap.ms:.0f} ms ({gap.lost} requests), then {successor} answers."
             )
             self.expect(gap.ms <= GAP_BOUND_MS, f"{address} answers again within {GAP_BOUND_MS:.0f} ms")
         successors = {self.whose(gap) for gap in gaps.values()}

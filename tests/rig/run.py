@@ -132,12 +132,16 @@ def in_namespace(netns: Path | None, argv: Sequence[str]) -> list[str]:
 
 
 def end_on_sigterm() -> None:
-    """From now on a SIGTERM is a KeyboardInterrupt, so that every ``with`` cleans up."""
+    """From now on a SIGTERM is a KeyboardInterrupt, so that every ``with`` cleans up.
+
+    So is a SIGINT, also in a program that a script put into the background with SIGINT ignored.
+    """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, interrupt)
 
 
 def _claim() -> tuple[str, Path]:
