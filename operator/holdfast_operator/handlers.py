@@ -28,9 +28,8 @@ EventHandler = Callable[..., Awaitable[None]]
 
 
 class Operator(Protocol):
-    """What is run inside kopf's process."""
+    """What is run inside kopf's process. ``stop`` may be called again."""
 
-    async def start(self) -> None: ...
     async def run(self) -> None: ...
     async def stop(self) -> None: ...
     def seen(self, kind: Kind, raw: Mapping[str, Any], *, listed: bool, deleted: bool) -> None: ...
@@ -55,7 +54,6 @@ class _Frame:
     logins: int = 0
 
     async def begin(self) -> None:
-        await self.operator.start()
         self.task = asyncio.create_task(self.operator.run(), name="holdfast")
         self.task.add_done_callback(self._ended)
 

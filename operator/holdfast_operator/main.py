@@ -66,13 +66,12 @@ def _live(settings: Settings, config: Config) -> int:
     while True:
         began_s = time.monotonic()
         try:
-            asyncio.run(handlers.serve(Process(settings, config), config, liveness=liveness))
+            asyncio.run(_life(settings, config, liveness))
             return 0
-        except Exception as error:
-            missing = _missing_kind(error)
-            if missing is not None:
-                log.error("%s", missing)
-                return 2
+        except MissingKindError as error:
+            log.error("%s", error)
+            return 2
+        except Exception:
             if time.monotonic() - began_s > longest_s:
                 pause_s = RESTART_S[0]
             log.exception("the operator starts anew in %g s", pause_s)
@@ -80,13 +79,13 @@ def _live(settings: Settings, config: Config) -> int:
         pause_s = min(2 * pause_s, longest_s)
 
 
-def _missing_kind(error: BaseException | None) -> MissingKindError | None:
-    """The remedy that a human must apply, wherever kopf has wrapped it."""
-    while error is not None:
-        if isinstance(error, MissingKindError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
+async def _life(settings: Settings, config: Config, liveness: str | None) -> None:
+    process = Process(settings, config)
+    try:
+        await process.start()
+        await handlers.serve(process, config, liveness=liveness)
+    finally:
+        await process.stop()
 
 
 class Process:

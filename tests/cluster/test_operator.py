@@ -3,8 +3,10 @@
 
 import json
 import os
+import socket
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.cluster
 T = TypeVar("T")
 BIN = Path(sys.executable).parent
 NODES = ("n1", "n2", "n3")
-Operator = Callable[[str], Process]
+Operator = Callable[..., Process]
 
 
 def wait(what: str, ask: Callable[[], T], timeout_s: float = 15.0) -> T:
@@ -74,9 +76,9 @@ def operator(clean_cluster: ControlPlane, run: Run, tmp_path: Path) -> Iterator[
     """Starts operators by name; their logs are in the failure's output."""
     started: list[Process] = []
 
-    def start(name: str) -> Process:
+    def start(name: str, *flags: str) -> Process:
         kubeconfig = clean_cluster.operator_kubeconfig(tmp_path / f"{name}.kubeconfig")
-        argv = [str(BIN / "holdfast-operator"), "--kubeconfig", str(kubeconfig), "--log-level", "info"]
+        argv = [str(BIN / "holdfast-operator"), "--kubeconfig", str(kubeconfig), *flags]
         env = {k: v for k, v in os.environ.items() if k != "KUBECONFIG"}
         process = run.start(f"{name}-{tmp_path.name}", dying_with_parent(argv), env=env)
         started.append(process)
@@ -425,3 +427,34 @@ def test_an_api_server_that_freezes_or_dies_and_returns_finds_the_operator_at_wo
         "Node",
     ):  # each cache fills by itself
         wait(f"{kind} served again", partial(served, clean_cluster, kind))
+
+
+@pytest.mark.usefixtures("puppets")
+def test_health_and_metrics_are_served_where_asked(clean_cluster: ControlPlane, operator: Operator) -> None:
+    with socket.socket() as one, socket.socket() as two:
+        for each in (one, two):
+            each.bind(("127.0.0.1", 0))
+        health, metrics = (f"127.0.0.1:{each.getsockname()[1]}" for each in (one, two))
+    operator("op1", "--liveness-address", health, "--metrics-address", metrics)
+    clean_cluster.api.create(vip("a", "192.0.2.10"))
+    clean_cluster.api.create(vip("b", "192.0.2.10"))
+    wait("a Ready", lambda: ready(clean_cluster, "a"))
+    wait("b refused", lambda: accepted_reason(clean_cluster, "b"))
+    alive = json.loads(fetch(f"http://{health}/healthz"))
+    told = fetch(f"http://{metrics}/metrics")
+
+    assert alive["idleSeconds"] < 10
+    for line in (
+        "holdfast_operator_leading 1.0",
+        "holdfast_virtual_routers 1.0",
+        'holdfast_virtual_ips{condition="Accepted",status="False"} 1.0',
+        'holdfast_virtual_ips_not_true{reason="AddressInUse"} 1.0',
+        'holdfast_operator_writes_total{kind="virtualrouters",verb="create"} 1.0',
+    ):
+        assert line in told, line
+
+
+def fetch(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310
+        body: bytes = answer.read()
+    return body.decode()
