@@ -18,7 +18,8 @@ def replay(seed: int, seconds: int, *, trace: bool) -> None:
         raise SystemExit(1) from wrong
     print("\n".join(lines or []))
     print(
-        f"seed {seed}: {outcome.faults} faults, longest double holding {outcome.longest_pair_us / 1000:.0f} ms, "
+        f"seed {seed}: {outcome.faults} faults, longest double holding "
+        f"{outcome.longest_pair_us / 1000:.0f} ms, "
         f"digest {outcome.digest[:16]}"
     )
 

@@ -4,7 +4,6 @@
 from ipaddress import ip_address
 
 from holdfast_speaker.vrrp.advert import Advert, parse
-
 from tests.sim.host import SimHost
 from tests.sim.world import World
 
@@ -12,7 +11,7 @@ DELAYS_US = 60_000  # the loop's lateness, netlink, the wire, twice over, and th
 LOST_ADVERTS = 8  # in a row, at the simulator's worst loss: one in 10**10
 
 
-class Wrong(AssertionError):
+class WrongError(AssertionError):
     """A checker's finding."""
 
 
@@ -50,12 +49,12 @@ class OneHolder:
                     if world.connected(one, other):
                         seen.add((address, one.name, other.name))
         self._since_us = {key: self._since_us.get(key, world.now_us) for key in sorted(seen)}
-        for (address, one, other), since_us in self._since_us.items():
+        for (address, first, second), since_us in self._since_us.items():
             lasted_us = world.now_us - since_us
             self.longest_us = max(self.longest_us, lasted_us)
-            slowest_us = max(known[address], max(world.recent_intervals_us.get(address, (0,))))
+            slowest_us = max(known[address], *world.recent_intervals_us.get(address, (0,)))
             if lasted_us > LOST_ADVERTS * slowest_us + DELAYS_US:
-                raise Wrong(f"{one} and {other} both hold {address} for {lasted_us / 1e6:.3f} s")
+                raise WrongError(f"{first} and {second} both hold {address} for {lasted_us / 1e6:.3f} s")
 
 
 class Planned:
@@ -65,10 +64,10 @@ class Planned:
         del world, at_us
         for router in host.plan.values():
             named = any(candidate.node == host.name for candidate in router.spec.candidates)
-            if any(each.address == address and each.state == "Held" for each in router.spec.addresses):
-                if named or not router.spec.candidates:
-                    return
-        raise Wrong(f"{host.name} binds {address}, which its plan does not give it")
+            listed = any(each.address == address and each.state == "Held" for each in router.spec.addresses)
+            if listed and (named or not router.spec.candidates):
+                return
+        raise WrongError(f"{host.name} binds {address}, which its plan does not give it")
 
 
 class Probed:
@@ -81,6 +80,7 @@ class Probed:
         self._listed: set[bytes] = set()
 
     def __call__(self, world: World, host: SimHost, frame: bytes, at_us: int) -> None:
+        del world
         advert = parse(frame)
         assert isinstance(advert, Advert), advert
         if advert.priority == 0:
@@ -93,7 +93,7 @@ class Probed:
     def _check(self, host: SimHost, address: str, at_us: int) -> None:
         asked = host.probed_at_us.get(address, [])
         if len(asked) < 3 or at_us - asked[-1] < 197_000 or at_us - asked[0] < 395_000:
-            raise Wrong(f"{host.name} lists {address}, new to the cluster, without a whole probe: {asked}")
+            raise WrongError(f"{host.name} lists {address}, new to the cluster, without a probe: {asked}")
 
 
 class NotTaken:
@@ -103,7 +103,7 @@ class NotTaken:
         del at_us
         stranger_heard = world.reaches(host.name, "client") and world.loss == 0
         if address in world.strangers and address not in world.ever_held and stranger_heard:
-            raise Wrong(f"{host.name} binds {address}, which a stranger has")
+            raise WrongError(f"{host.name} binds {address}, which a stranger has")
 
 
 class Bounded:
@@ -124,7 +124,7 @@ class Bounded:
             }
             for what, (size, limit) in sizes.items():
                 if size > limit:
-                    raise Wrong(f"{host.name}: {what} has {size} entries, more than {limit}")
+                    raise WrongError(f"{host.name}: {what} has {size} entries, more than {limit}")
 
 
 def settled(world: World) -> None:
@@ -139,12 +139,12 @@ def settled(world: World) -> None:
                 continue
             if len(holders) != 1:
                 names = [host.name for host in holders]
-                raise Wrong(f"{each.address} of {router.metadata.name} is held by {names} after quiet")
+                raise WrongError(f"{each.address} of {router.metadata.name} is held by {names} after quiet")
     known = addresses(world)
     for host in world.hosts:
         for address in host.kernel.bound:
             if address not in known and host.running and host.kernel.holds(address, world.now_us):
-                raise Wrong(f"{host.name} still holds {address}, which no plan has")
+                raise WrongError(f"{host.name} still holds {address}, which no plan has")
 
 
 def reachable(world: World) -> None:
@@ -152,4 +152,4 @@ def reachable(world: World) -> None:
     for address in addresses(world):
         for holder in held_by(world, address):
             if world.cache.get(address) != holder.mac:
-                raise Wrong(f"the client's cache for {address} does not lead to {holder.name}")
+                raise WrongError(f"the client's cache for {address} does not lead to {holder.name}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from random import Random
 
 import msgspec
+
 from holdfast_api.types import (
     Candidate,
     Metadata,
@@ -15,7 +16,6 @@ from holdfast_api.types import (
     VirtualRouterSpec,
 )
 from holdfast_speaker import events as on
-
 from tests.sim import checkers
 from tests.sim.host import SimHost
 from tests.sim.world import World
@@ -118,7 +118,7 @@ class Life:
         checkers.settled(world)
         try:
             checkers.reachable(world)
-        except checkers.Wrong:
+        except checkers.WrongError:
             # A holder that was cut off from the client alone can't know: the refresh mends it.
             self._run(REFRESH_US)
             checkers.reachable(world)
@@ -267,7 +267,11 @@ class Life:
         if address in self.world.ever_held:
             return
         self.world.strangers[address] = bytes((2, 0xAA, 0, 0, 0, number))
-        self._later(lambda: self.world.strangers.pop(address, None) and None)
+
+        def leave() -> None:
+            self.world.strangers.pop(address, None)
+
+        self._later(leave)
 
     def _change_plan(self, host: SimHost) -> None:
         del host

@@ -7,10 +7,10 @@ from heapq import heappop, heappush
 from random import Random
 
 import msgspec
+
 from holdfast_api.types import RouterAddress, VirtualRouter
 from holdfast_speaker import effects as do
 from holdfast_speaker import events as on
-
 from tests.sim import text, wire
 from tests.sim.host import SimHost
 

@@ -237,6 +237,7 @@ class Holdings:
             recent = now_us - holding.lost_us < LOSS_WINDOW_US
             holding.losses = holding.losses + 1 if recent else 1
             holding.lost_us = now_us
+            self._host.silence(holding.index, (holding.address,))
             self._let_go(holding)
             holding.retry_us = now_us
             if holding.losses > LOSSES_AT_ONCE:
@@ -263,9 +264,7 @@ class Holdings:
             by_index.setdefault(holding.index, []).append(holding)
         for index, several in sorted(by_index.items()):
             addresses = tuple(holding.address for holding in several)
-            nic = self._host.nics.get(index)
-            if nic is not None:
-                nic.announcer.stop(addresses)
+            self._host.silence(index, addresses)
             for holding in several:
                 holding.phase, holding.released_us = Phase.RELEASING, now_us
             release = Release(self._host.next_id(self._router), index, addresses)

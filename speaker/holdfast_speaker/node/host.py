@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the routers of one node share: its NICs, what is heard on them, the plan's age, the way out."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -39,6 +40,12 @@ class Host:
     def plan_is_confirmed(self, now_us: int) -> bool:
         """The API has stood behind the plan since start, and within ten minutes."""
         return self.confirmed_us is not None and now_us - self.confirmed_us < PLAN_STALE_US
+
+    def silence(self, index: int, addresses: Iterable[str]) -> None:
+        """No more announcements of these."""
+        nic = self.nics.get(index)
+        if nic is not None:
+            nic.announcer.stop(addresses)
 
     def wall(self, now_us: int) -> str:
         """RFC 3339 with microseconds."""
