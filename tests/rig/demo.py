@@ -112,9 +112,7 @@ class Demo:
         gaps = {address: probe.wait_gap(address, after=moment, timeout_s=15) for address in (V4, V6)}
         for address, gap in gaps.items():
             successor = self.whose(gap)
-            say(
-                f"   {address}: no answer for {gap.ms:.0f} ms ({gap.lost} requests), then {successor} answers."
-            )
+            say(f"   {address}: silent for {gap.ms:.0f} ms ({gap.lost} requests), then {successor} answers.")
             self.expect(gap.ms <= GAP_BOUND_MS, f"{address} answers again within {GAP_BOUND_MS:.0f} ms")
         successors = {self.whose(gap) for gap in gaps.values()}
         self.expect(len(successors) == 1 and leader not in successors, "both move to one other node")
