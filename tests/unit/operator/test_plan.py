@@ -333,6 +333,33 @@ def test_a_deleted_virtual_ips_address_is_releasing_until_nobody_reports_to_hold
     ] == ["c"]
 
 
+def test_an_address_stays_releasing_while_a_node_holds_it_or_has_not_read_the_plan() -> None:
+    start = live_through(world(3, [vip("a", "192.0.2.1"), vip("b", "192.0.2.2", group="x")]))
+    old = start.routers[start.vips[0].status.virtual_router or ""]
+    leader = home_order(old)[0]
+    deleted = replace(start, vips=start.vips[1:])
+    leaving = applied(deleted, plan(deleted))
+    router = leaving.routers[old.metadata.name]
+    holding = reporting(leaving, [(leader, report(router, leader, held=("192.0.2.1",)))])
+    behind = reporting(leaving, [(leader, report(router, leader, held=(), behind=1))])
+    released = reporting(leaving, [(leader, report(router, leader, held=()))])
+
+    for blocked in (holding, behind):
+        assert [e.state for e in plan(blocked).routers[router.metadata.name].spec.addresses] == ["Releasing"]
+        assert plan(blocked).released == ()
+    assert [r.metadata.name for r in plan(released).deletions] == [router.metadata.name]
+    assert [e.address for e in plan(released).released] == ["192.0.2.1"]
+
+
+def test_a_newcomer_does_not_take_the_vrid_of_a_router_that_comes_back() -> None:
+    start = settled(world(3, [vip("a", "192.0.2.1", group="g")]))
+    lost = replace(start, routers={}, vips=(*start.vips, vip("b", "192.0.2.2", group="h")))
+    made = plan(lost).routers
+
+    assert len(made) == 2
+    assert [e.owner.name for e in made[only(start).metadata.name].spec.addresses] == ["a"]
+
+
 def test_the_next_owner_may_disbelieve_a_dead_node() -> None:
     start = live_through(world(3, [vip("a", "192.0.2.1")]))
     dead = start.vips[0].status.active[0].node
@@ -510,6 +537,16 @@ def test_with_few_vrids_the_spread_shrinks_before_anybody_goes_without() -> None
 
     assert len(made.routers) <= 4
     assert all(v.scheduled is None for v in made.verdicts.values())
+
+
+def test_a_class_takes_a_share_of_the_free_vrids_and_leaves_the_rest_to_those_that_come_later() -> None:
+    start = live_through(world(3, vips(30), ids=range(10, 15)))
+    later = replace(
+        start, vips=(*start.vips, vip("g", "192.0.3.1", group="g"), vip("h", "192.0.3.2", group="h"))
+    )
+
+    assert len(start.routers) == 3
+    assert [reason(verdict(later, name)) for name in "gh"] == [(None, None), (None, None)]
 
 
 def test_when_no_vrid_is_left_what_runs_is_untouched_and_the_newcomer_is_told() -> None:
