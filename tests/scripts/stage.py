@@ -19,18 +19,27 @@ stop
 
 from ipaddress import ip_address
 
-from holdfast_api.types import Candidate, Interface, Metadata, Owner, PlannedFrom, RouterAddress
-from holdfast_api.types import VirtualRouter, VirtualRouterSpec
+from holdfast_api.types import (
+    Candidate,
+    Failback,
+    Interface,
+    Metadata,
+    Owner,
+    PlannedFrom,
+    RouterAddress,
+    VirtualRouter,
+    VirtualRouterSpec,
+)
 from holdfast_speaker import effects as do
 from holdfast_speaker import events as on
 from holdfast_speaker.node import Node
 from holdfast_speaker.vrrp.advert import Advert, build, listing
-
 from tests.sim import text, wire
 
 INDEX = 2
 START_US = 1_000_000
 WALL_OFFSET_US = 1_700_000_000_000_000
+FAILBACK: dict[str, Failback] = {"Never": "Never", "Immediate": "Immediate", "Delayed": "Delayed"}
 NODES = {name: number for number, name in enumerate("abcdef", start=1)}
 
 
@@ -146,7 +155,7 @@ class Stage:
                 tuple(addresses),
                 tuple(self._candidate(node, int(priority)) for node, priority in candidates),
                 int(settings.get("interval", "100")),
-                settings.get("failback", "Never"),  # type: ignore[arg-type]
+                FAILBACK[settings.get("failback", "Never")],
                 int(settings.get("delay", "300")),
                 planned_from=PlannedFrom(settings.get("active"), int(settings.get("term", "0"))),
             ),
@@ -189,12 +198,12 @@ class Stage:
         vrid = int(settings["vrid"])
         listed = [ip_address(each).packed for each in settings.get("lists", "10.0.0.100").split(",")]
         advert = Advert(
-            family,  # type: ignore[arg-type]
+            family,
             source.packed,
             vrid,
             int(settings["priority"]),
             int(settings.get("interval", "100")) * 1000,
-            listing(family, vrid, listed, 1500),  # type: ignore[arg-type]
+            listing(family, vrid, listed, 1500),
             settings.get("checksum") == "rfc",
         )
         self.handle(on.FrameReceived(INDEX, build(advert, bytes.fromhex("020000000099"))))

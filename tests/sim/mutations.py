@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from holdfast_speaker.arp.announce import Announcer
-from holdfast_speaker.node.holding import Holding, Holdings, Phase
+from holdfast_speaker.node.address import Holding, Phase
+from holdfast_speaker.node.holding import Holdings
 from holdfast_speaker.node.instance import Instance
 from holdfast_speaker.vrrp.router import Act, Acts, Router
 

@@ -313,6 +313,7 @@ class Holdings:
             if until_us > now_us:
                 continue
             del self._pending[number]
+            self._host.owners.pop(number, None)
             for holding in holdings:
                 if holding.phase is Phase.BINDING:
                     self._failed(holding, "the kernel did not answer", now_us)

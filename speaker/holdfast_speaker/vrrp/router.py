@@ -112,7 +112,7 @@ class Router:
         if self.state is not State.ACTIVE or settings.interval_us < self._cadence_us:
             self._cadence_us, self._linger = settings.interval_us, 0
         else:
-            self._linger = _COPIES_OF_LONGER_INTERVAL
+            self._linger = _COPIES_OF_LONGER_INTERVAL - 1
         return self._advertise(now_us) if self.state is State.ACTIVE else _NOTHING
 
     # --- Backup ---------------------------------------------------------------------------------

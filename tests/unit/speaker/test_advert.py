@@ -6,9 +6,10 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from holdfast_speaker.vrrp.advert import Advert, Discard, Family, build, fitting, listing, parse
 from hypothesis import given
 from hypothesis import strategies as st
+
+from holdfast_speaker.vrrp.advert import Advert, Discard, Family, build, fitting, listing, parse
 
 MAC = bytes.fromhex("020000000001")
 CAPTURED = [
