@@ -160,8 +160,13 @@ def test_a_router_deleted_by_hand_comes_back_the_same(cluster: Cluster) -> None:
     cluster.api.delete("VirtualRouter", name)
 
     def again() -> bool:
+        """It is made empty and filled by a second write."""
         found = cluster.api.get("VirtualRouter", name)
-        return found is not None and found["metadata"]["uid"] != before["metadata"]["uid"]
+        return (
+            found is not None
+            and found["metadata"]["uid"] != before["metadata"]["uid"]
+            and bool(found["spec"]["addresses"])
+        )
 
     cluster.wait_until("the router is back", again, timeout_s=10)
     after = cluster.api.get("VirtualRouter", name)
