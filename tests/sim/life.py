@@ -52,6 +52,7 @@ class Life:
         self.world.on_bind = (checkers.Planned(), checkers.NotTaken())
         self.world.on_send = (checkers.Probed(),)
         self._loss = self.world.loss
+        self._objects = 0
         self._undo: list[Callable[[], None]] = []
         for host in self.world.hosts:
             self.world.api_delay_us[host.name] = rng.randrange(1_000, 400_000)
@@ -97,7 +98,10 @@ class Life:
             recent = self.world.recent_intervals_us.get(each.address, ())
             interval_us = spec.advert_interval_milliseconds * 1000
             self.world.recent_intervals_us[each.address] = (*recent[-2:], interval_us)
-        self.world.apply(VirtualRouter(Metadata(name, uid=f"uid-{number}"), spec))
+        known = self.world.routers.get(name)
+        self._objects += known is None
+        uid = known.metadata.uid if known else f"uid-{self._objects}"
+        self.world.apply(VirtualRouter(Metadata(name, uid=uid), spec))
 
     # --- a life ---------------------------------------------------------------------------------
 

@@ -11,11 +11,12 @@ from holdfast_speaker.node import plan
 class Book:
     """``routers`` and ``rejected`` are by name."""
 
-    __slots__ = ("rejected", "routers", "terms")
+    __slots__ = ("_packed", "rejected", "routers", "terms")
 
     def __init__(self) -> None:
         self.routers: dict[str, VirtualRouter] = {}
         self.rejected: dict[str, str] = {}
+        self._packed: dict[str, tuple[frozenset[bytes], frozenset[bytes]]] = {}
         self.terms: dict[str, int] = {}  # the highest seen, also of an earlier life of this speaker
 
     def accept(self, router: VirtualRouter) -> bool:
@@ -42,6 +43,7 @@ class Book:
             return False
         self.rejected.pop(name, None)
         self.routers[name] = router
+        self._packed[name] = _pack(router)
         return True
 
     def reject(self, name: str, why: str) -> None:
@@ -50,6 +52,7 @@ class Book:
 
     def delete(self, name: str) -> None:
         self.routers.pop(name, None)
+        self._packed.pop(name, None)
         self.rejected.pop(name, None)
         self.terms.pop(name, None)
 
@@ -59,21 +62,27 @@ class Book:
         return tuple(name for name in sorted({*self.routers, *self.rejected}) if name not in present)
 
     def addresses(self) -> frozenset[bytes]:
-        return frozenset(
-            ip_address(planned.address).packed
-            for router in self.routers.values()
-            for planned in router.spec.addresses
-        )
+        """All addresses of the plan, packed."""
+        return frozenset().union(*(addresses for addresses, _ in self._packed.values()))
 
     def sources(self) -> dict[int, frozenset[bytes]]:
         """For each VRID of the plan, the addresses its candidates' adverts come from."""
         sources: dict[int, frozenset[bytes]] = {}
-        for router in self.routers.values():
-            each = [source for candidate in router.spec.candidates for source in candidate.sources]
-            packed = frozenset(ip_address(source).packed for source in each if _is_address(source))
-            vrid = router.spec.virtual_router_id
-            sources[vrid] = sources.get(vrid, frozenset()) | packed
+        for name, router in self.routers.items():
+            virtual_router_id = router.spec.virtual_router_id
+            known = sources.get(virtual_router_id)
+            own = self._packed[name][1]
+            sources[virtual_router_id] = own if known is None else known | own
         return sources
+
+
+def _pack(router: VirtualRouter) -> tuple[frozenset[bytes], frozenset[bytes]]:
+    """Its addresses, and its candidates' sources."""
+    sources = (source for candidate in router.spec.candidates for source in candidate.sources)
+    return (
+        frozenset(ip_address(planned.address).packed for planned in router.spec.addresses),
+        frozenset(ip_address(source).packed for source in sources if _is_address(source)),
+    )
 
 
 def _is_address(text: str) -> bool:

@@ -162,7 +162,7 @@ class Node:
         while (instance := self._routers.agenda.due(now_us)) is not None:
             instance.wake(now_us)
             self._routers.agenda.arm(instance)
-            self._routers.sweep(instance)
+            self._routers.sweep(instance, now_us)
         for nic in self._host.nics.values():
             if nic.heard_since_us is not None and nic.heard_since_us + LISTENED_US <= now_us:
                 self._host.dirty = self._host.dirty or not nic.listening_reported
@@ -200,7 +200,7 @@ class Node:
                     other.look_again(packed, now_us)
                     self._routers.agenda.arm(other)
         self._routers.agenda.arm(instance)
-        self._routers.sweep(instance)
+        self._routers.sweep(instance, now_us)
         for other in list(self._routers.instances.values()):
             # A takeover of many routers must not make the adverts of the first ones late.
             if other.router.state is State.ACTIVE and other.router.deadline_us <= now_us:

@@ -42,12 +42,15 @@ class Routers:
         self.stopping = False
         self._hearing_on: frozenset[int] = frozenset()
         self._prepared: dict[int, frozenset[str]] = {}
+        self._wheres: dict[str, Nic | Reason] = {}
+        self._clashing: set[str] = set()  # another router has their VRID on their NIC
 
     # --- the plan -------------------------------------------------------------------------------
 
     def read(self, event: PlanEvent, now_us: int) -> None:
         """What the API, or the plan kept on this node, says."""
         book, host = self.book, self.host
+        gone: tuple[str, ...] = ()
         if isinstance(event, on.PlanRestored):
             if host.confirmed_us is not None:
                 return  # the API was faster
@@ -55,6 +58,7 @@ class Routers:
             changed = self._adopt(event.routers, now_us)
         else:
             host.confirmed_us = now_us
+            changed = set()
             match event:
                 case on.ApiConfirmed():
                     return
@@ -64,24 +68,25 @@ class Routers:
                     self._withdraw(gone, now_us)
                     for name, why in event.rejected:
                         self._reject(name, why)
-                    changed = self._adopt(event.routers, now_us) or bool(gone)
+                    changed = self._adopt(event.routers, now_us)
                 case on.RouterChanged():
                     changed = self._adopt((event.router,), now_us)
                 case on.RouterRejected():
                     self._reject(event.name, event.why)
-                    changed = False
                 case on.RouterDeleted():
-                    changed = event.name in book.routers or event.name in book.rejected
-                    self._withdraw((event.name,), now_us)
+                    known = event.name in book.routers or event.name in book.rejected
+                    gone = (event.name,) if known else ()
+                    self._withdraw(gone, now_us)
                 case _:
                     assert_never(event)
-        if changed:
+        if changed or gone:
             host.unsaved = True
             host.hearing.learn(book.addresses(), book.sources())
-            self.place_all(now_us)
+            self._place(changed, now_us)
 
-    def _adopt(self, routers: tuple[VirtualRouter, ...], now_us: int) -> bool:
-        changed = False
+    def _adopt(self, routers: tuple[VirtualRouter, ...], now_us: int) -> set[str]:
+        """The names of those that are news."""
+        changed: set[str] = set()
         for router in sorted(routers, key=lambda router: router.metadata.name):
             name = router.metadata.name
             if not self.book.accept(router):
@@ -90,7 +95,7 @@ class Routers:
                 elif name in self.instances and name in self.book.routers:
                     self.instances[name].virtual_router = self.book.routers[name]
                 continue
-            changed = True
+            changed.add(name)
             instance = self.instances.get(name)
             if instance is not None:
                 instance.leaving = False
@@ -124,38 +129,50 @@ class Routers:
             if nic is not None:
                 self.host.hearing.forget(nic.link.index, instance.virtual_router_id)
             self.agenda.arm(instance)
-            self.sweep(instance)
+            self.sweep(instance, now_us)
 
-    def sweep(self, instance: Instance) -> None:
+    def sweep(self, instance: Instance, now_us: int) -> None:
         """A deleted router is forgotten when nothing of it is on a NIC any more."""
         if instance.leaving and not instance.holdings.in_phase(*ON_NIC):
             instance.deadline_us = NEVER_US
+            self._wheres.pop(instance.name, None)
+            self._clashing.discard(instance.name)
             if self.instances.pop(instance.name, None) is not None:
                 self.host.dirty = True
                 self._index()
+                if self._clashing:
+                    self._place(set(), now_us)
 
     # --- where each router runs -----------------------------------------------------------------
 
     def place_all(self, now_us: int) -> None:
         """Links or plan have changed: choose each router's NIC anew."""
+        self._place(set(self.instances), now_us)
+
+    def _place(self, changed: set[str], now_us: int) -> None:
+        """These may run elsewhere than before; and with them others of the same VRID."""
         interfaces = [nic.link.interface for nic in self.host.nics.values()]
         taken: dict[tuple[int, int], str] = {}
-        wheres: dict[str, Nic | Reason] = {}
+        moved: list[Instance] = []
         for name, instance in self.instances.items():
-            where = self._where(instance, interfaces)
-            if isinstance(where, Nic):
-                key = (where.link.index, instance.virtual_router_id)
-                if taken.setdefault(key, name) != name:
-                    where = Reason.INVALID_PLAN  # two routers with one VRID on one NIC
-            wheres[name] = where
-        chosen = [where.link.index for where in wheres.values() if isinstance(where, Nic)]
-        self._listen(chosen, now_us)
-        for name, instance in self.instances.items():
-            instance.place(wheres[name], now_us)
+            if name in changed:
+                self._wheres[name] = self._where(instance, interfaces)
+            where = self._wheres[name]
+            clash = (
+                isinstance(where, Nic)
+                and taken.setdefault((where.link.index, instance.virtual_router_id), name) != name
+            )
+            if name in changed or clash is not (name in self._clashing):
+                moved.append(instance)
+            (self._clashing.add if clash else self._clashing.discard)(name)
+        self._listen([where.link.index for where in self._wheres.values() if isinstance(where, Nic)], now_us)
+        for instance in moved:
+            clash = instance.name in self._clashing
+            instance.place(Reason.INVALID_PLAN if clash else self._wheres[instance.name], now_us)
         self._index()
         if not self.stopping:
             self._prepare()
-        for instance in self.instances.values():
+        for instance in moved:
             instance.settle(now_us)
             self.agenda.arm(instance)
 
