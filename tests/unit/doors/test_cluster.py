@@ -256,7 +256,7 @@ def test_the_first_of_several_reports_does_not_wait() -> None:
             await until(lambda: fake.objects[f"{SPEAKERS}/h1"]["status"]["version"] == "1")
             return time.monotonic() - started
 
-    assert asyncio.run(story()) < 0.1
+    assert asyncio.run(story()) < 1
 
 
 def test_a_report_is_tried_until_it_is_written_and_the_trouble_said_once(

@@ -157,7 +157,7 @@ def test_release_lets_the_other_lead_at_once() -> None:
         began = boottime_s()
         await until(lambda: second.leading)
         assert not first.leading
-        assert boottime_s() - began < 0.7
+        assert boottime_s() - began < 2
         run2.cancel()
 
     story(tell)
