@@ -2,18 +2,18 @@
 """The segment: a switch, hosts' cables, and what can go wrong with a cable.
 
 The switch is a bridge in a namespace of its own; a cable is a veth pair whose one end is the host's NIC.
-Faults are nftables rules in the netdev ingress hook of both ends, so the link stays up while nothing, or
-too little, comes through: what a host without power looks like behind a switch that still has it.
+Faults are nftables rules on the switch's port, so the link stays up while nothing, or too little, comes
+through: what a host without power looks like behind a switch that still has it. (Rules in the host would
+not do: a packet socket hears a frame before the ingress hook drops it.)
 """
 
-import subprocess
 import time
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final, Literal
 
-from tests.rig.run import NETNS, RigError, Run, command
+from tests.rig.run import NETNS, RigError, Run, command, in_namespace
 
 V4: Final = IPv4Network("192.0.2.0/24")  # TEST-NET-1, RFC 5737
 V6: Final = IPv6Network("fd00:192:0:2::/64")
@@ -22,36 +22,33 @@ DAD_SECONDS: Final = 8.0
 Direction = Literal["both", "in", "out"]  # seen from the host
 
 
-@dataclass(slots=True)
-class End:
-    """One end of a cable: a device in a namespace, and the rules for what arrives there."""
+@dataclass(frozen=True, slots=True)
+class Port:
+    """The switch's end of a cable, with the rules for what comes from the host and what goes to it."""
 
     namespace: str
     device: str
-    rules: dict[str, str] = field(default_factory=dict)
+    from_host: dict[str, str] = field(default_factory=dict)
+    to_host: dict[str, str] = field(default_factory=dict)
 
     def script(self) -> str:
-        """The nftables transaction that puts exactly ``rules`` in force."""
-        table = f"table netdev hfrig_{self.device.replace('-', '_')}"
+        """The nftables transaction that puts exactly these rules in force."""
+        table = f"table netdev {self.device.replace('-', '_')}"
         lines = [table, f"delete {table}"]
-        if self.rules:
-            chain = f'type filter hook ingress device "{self.device}" priority -500; policy accept;'
-            body = "\n".join(self.rules.values())
-            lines.append(f"{table} {{\nchain arriving {{\n{chain}\n{body}\n}}\n}}")
+        for hook, rules in (("ingress", self.from_host), ("egress", self.to_host)):
+            if rules:
+                head = f'type filter hook {hook} device "{self.device}" priority 0; policy accept;'
+                body = "\n".join(rules.values())
+                lines.append(f"{table} {{\nchain {hook} {{\n{head}\n{body}\n}}\n}}")
         return "\n".join(lines) + "\n"
 
 
 class Cable:
-    """A host's NIC and the switch port it is plugged into."""
+    """A host's NIC (``device``) and the switch port it is plugged into."""
 
-    def __init__(self, host_end: End, switch_end: End) -> None:
-        self._host = host_end
-        self._switch = switch_end
-
-    @property
-    def device(self) -> str:
-        """The NIC's name in the host."""
-        return self._host.device
+    def __init__(self, device: str, port: Port) -> None:
+        self.device = device
+        self._port = port
 
     def cut(self, direction: Direction = "both") -> None:
         """Nothing comes through any more, and nobody is told: the link stays up."""
@@ -64,44 +61,35 @@ class Cable:
     def block_tcp(self, address: str, port: int) -> None:
         """Takes one TCP service away from the host, silently, and leaves all else."""
         family = "ip6" if ":" in address else "ip"
-        self._switch.rules["tcp"] = f"{family} daddr {address} tcp dport {port} drop"
-        self._host.rules["tcp"] = f"{family} saddr {address} tcp sport {port} drop"
+        self._port.from_host["tcp"] = f"{family} daddr {address} tcp dport {port} drop"
+        self._port.to_host["tcp"] = f"{family} saddr {address} tcp sport {port} drop"
         self._load()
 
     def unplug(self) -> None:
         """The port goes down: both ends lose their carrier."""
-        command("ip", "-n", self._switch.namespace, "link", "set", self._switch.device, "down")
+        command("ip", "-n", self._port.namespace, "link", "set", self._port.device, "down")
 
     def plug(self) -> None:
-        command("ip", "-n", self._switch.namespace, "link", "set", self._switch.device, "up")
+        command("ip", "-n", self._port.namespace, "link", "set", self._port.device, "up")
 
     def mend(self) -> None:
         """No fault any more."""
-        self._host.rules.clear()
-        self._switch.rules.clear()
+        self._port.from_host.clear()
+        self._port.to_host.clear()
         self._load()
         self.plug()
 
     def _fault(self, name: str, rule: str, direction: Direction) -> None:
         if direction in ("both", "out"):
-            self._switch.rules[name] = rule
+            self._port.from_host[name] = rule
         if direction in ("both", "in"):
-            self._host.rules[name] = rule
+            self._port.to_host[name] = rule
         self._load()
 
     def _load(self) -> None:
-        """Both ends at once: a crash is a moment, not a sequence."""
-        started = [_nft(end) for end in (self._switch, self._host)]
-        for end, nft in zip((self._switch, self._host), started, strict=True):
-            script = end.script()
-            _, errors = nft.communicate(script.encode(), timeout=30)
-            if nft.returncode != 0:
-                raise RigError(f"nft in {end.namespace}: {errors.decode(errors='replace')}\n{script}")
-
-
-def _nft(end: End) -> "subprocess.Popen[bytes]":
-    argv = ["nsenter", f"--net={NETNS / end.namespace}", "nft", "-f", "-"]
-    return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        """One transaction: a crash is a moment, not a sequence."""
+        nft = in_namespace(netns_path(self._port.namespace), ["nft", "-f", "-"])
+        command(*nft, stdin=self._port.script())
 
 
 class Segment:
@@ -143,7 +131,7 @@ class Segment:
             f"address add {v6}/{self.v6.prefixlen} dev {nic}\nlink set {nic} up\n"
         )
         command("ip", "-n", namespace, "-batch", "-", stdin=in_host)
-        return Cable(End(namespace, nic), End(self.namespace, port))
+        return Cable(nic, Port(self.namespace, port))
 
 
 def _sysctl(namespace: str, setting: str) -> None:
