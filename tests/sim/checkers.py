@@ -92,17 +92,19 @@ class Probed:
 
     def _check(self, host: SimHost, address: str, at_us: int) -> None:
         asked = host.probed_at_us.get(address, [])
+        if len(asked) == 3 and asked[0] <= host.blocked_until_us:
+            return
         if len(asked) < 3 or at_us - asked[-1] < 197_000 or at_us - asked[0] < 395_000:
             raise WrongError(f"{host.name} lists {address}, new to the cluster, without a probe: {asked}")
 
 
 class NotTaken:
-    """Nobody binds for the first time what a stranger answers for."""
+    """Nobody binds for the first time what a stranger has just answered for."""
 
     def __call__(self, world: World, host: SimHost, address: str, at_us: int) -> None:
-        del at_us
-        stranger_heard = world.reaches(host.name, "client") and world.loss == 0
-        if address in world.strangers and address not in world.ever_held and stranger_heard:
+        answered_at_us = world.answered_at_us.get((host.name, address))
+        fresh = answered_at_us is not None and at_us - answered_at_us < 1_000_000
+        if fresh and host.carrier and address not in world.ever_held:
             raise WrongError(f"{host.name} binds {address}, which a stranger has")
 
 

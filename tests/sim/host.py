@@ -56,6 +56,7 @@ class SimHost:
         self.inbox: deque[on.Event] = deque()
         self.busy_until_us = 0
         self.bind_delay_us = 0
+        self.blocked_until_us = 0  # by a slow bind: what the brain said then left later than it thinks
         self.bind_fails = False
         self.saved: tuple[tuple[VirtualRouter, ...], dict[str, int]] = ((), {})
         self.plan: dict[str, VirtualRouter] = {}  # as the API has told this host
@@ -225,6 +226,8 @@ class SimHost:
 
     def _bind(self, effect: do.Bind, at_us: int) -> int:
         at_us += self.rng.randrange(50, 500) + self.bind_delay_us
+        if self.bind_delay_us:
+            self.blocked_until_us = at_us
         if self.bind_fails:
             failed = tuple((address, "no buffer space available") for address in effect.addresses)
             self.inbox.appendleft(on.Bound(effect.id, (), failed))

@@ -112,6 +112,8 @@ class Life:
         for number in range(1, rng.randrange(2, 5)):
             at_us = world.now_us + rng.randrange(0, 6 * SECOND)
             world.schedule(at_us, self._applier(number, self.spec(number)))
+        if self.rng.random() < 0.5:
+            self._stranger(world.hosts[0])
         end_us = world.now_us + seconds * SECOND
         world.run(world.now_us + 8 * SECOND)
         while world.now_us < end_us:

@@ -59,6 +59,7 @@ def _deaf(self: Instance, advert: object, now_us: int) -> None:
 MUTATIONS: dict[str, tuple[type, str, Callable[..., Any]]] = {
     "an Active that hears a better one keeps its addresses": (Router, "hear", _never_steps_down(Router.hear)),
     "a first claim is made without a probe": (Holdings, "ready", _takes_without_asking),
+    "an answer to a probe is ignored": (Holdings, "answered", _nothing),
     "what the plan no longer gives is kept": (Holdings, "want", _keeps_what_the_plan_dropped(Holdings.want)),
     "adverts are not heard": (Instance, "hear", _deaf),
     "nothing is announced": (Announcer, "start", _nothing),

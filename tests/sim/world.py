@@ -32,6 +32,7 @@ class World:
         self.cache: dict[str, bytes] = {}  # the client's: address -> MAC
         self.strangers: dict[str, bytes] = {}  # address -> MAC of a host that is none of ours
         self.recent_intervals_us: dict[str, tuple[int, ...]] = {}  # of an address's router, old ones too
+        self.answered_at_us: dict[tuple[str, str], int] = {}  # (host, address): a stranger did
         self.ever_held: set[str] = set()
         self.lines: list[str] | None = None
         self._digest = hashlib.sha256()
@@ -120,6 +121,7 @@ class World:
                 self._deliver(host, wire.claim(address, other.mac), at_us)
         if address in self.strangers and self.reaches(host.name, "client"):
             self._deliver(host, wire.claim(address, self.strangers[address]), at_us)
+            self.answered_at_us[host.name, address] = at_us
 
     def _observe(self, host: SimHost, line: str, at_us: int) -> None:
         self.trace(host.name, line, at_us)
