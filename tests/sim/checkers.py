@@ -80,7 +80,6 @@ class Probed:
         self._listed: set[bytes] = set()
 
     def __call__(self, world: World, host: SimHost, frame: bytes, at_us: int) -> None:
-        del world
         advert = parse(frame)
         assert isinstance(advert, Advert), advert
         if advert.priority == 0:
@@ -88,7 +87,8 @@ class Probed:
         for packed in advert.addresses()[1 if advert.family == 6 else 0 :]:
             if packed not in self._listed:
                 self._listed.add(packed)
-                self._check(host, str(ip_address(packed)), at_us)
+                if str(ip_address(packed)) not in world.ever_held:
+                    self._check(host, str(ip_address(packed)), at_us)
 
     def _check(self, host: SimHost, address: str, at_us: int) -> None:
         asked = host.probed_at_us.get(address, [])
@@ -103,7 +103,8 @@ class NotTaken:
 
     def __call__(self, world: World, host: SimHost, address: str, at_us: int) -> None:
         answered_at_us = world.answered_at_us.get((host.name, address))
-        fresh = answered_at_us is not None and at_us - answered_at_us < 1_000_000
+        asked = host.probed_at_us.get(address, [at_us])
+        fresh = answered_at_us is not None and asked[0] <= answered_at_us
         if fresh and host.carrier and address not in world.ever_held:
             raise WrongError(f"{host.name} binds {address}, which a stranger has")
 
