@@ -196,7 +196,8 @@ class Target:
         gap = None
         if self.last >= 0:
             ms = (self.sent_at[sequence] - self.sent_at[self.last]) * 1000
-            if ms > REPORTED_GAP_MS and sequence - self.last > 1:
+            begun = self.first_at is not None and self.sent_at[self.last] >= self.first_at
+            if begun and ms > REPORTED_GAP_MS and sequence - self.last > 1:
                 lost = sequence - self.last - 1
                 gap = Gap(self.sent_at[self.last], round(ms, 3), lost, self.last_mac, mac)
                 self.gaps.append(gap)
@@ -204,8 +205,10 @@ class Target:
         return gap
 
     def result(self, late_ms: float) -> dict[str, Any]:
-        answered = [i for i, count in enumerate(self.answers) if count]
-        times = self.sent_at
+        times, first_at = self.sent_at, self.first_at or 0.0
+        came = [i for i, count in enumerate(self.answers) if count]
+        # What left before the first answer came waited in the kernel's ARP queue, or fell out of it.
+        answered = [i for i in came if times[i] >= first_at]
         pairs = itertools.pairwise(answered)
         longest = max(((times[b] - times[a]) * 1000 for a, b in pairs), default=0.0)
         span = answered[-1] - answered[0] + 1 if answered else 0
@@ -213,7 +216,7 @@ class Target:
             "news": "result",
             "address": self.address,
             "sent": len(times),
-            "answered": len(answered),
+            "answered": len(came),
             "lost": span - len(answered),
             "longest_gap_ms": round(longest, 3),
             "first_answer": self.first_at,
