@@ -104,7 +104,7 @@ class NotTaken:
     def __call__(self, world: World, host: SimHost, address: str, at_us: int) -> None:
         answered_at_us = world.answered_at_us.get((host.name, address))
         asked = host.probed_at_us.get(address, [at_us])
-        fresh = answered_at_us is not None and asked[0] <= answered_at_us
+        fresh = answered_at_us is not None and max(asked[0], at_us - 9_000_000) <= answered_at_us
         if fresh and host.carrier and address not in world.ever_held:
             raise WrongError(f"{host.name} binds {address}, which a stranger has")
 

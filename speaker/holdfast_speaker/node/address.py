@@ -27,6 +27,7 @@ class Holding:
 
     __slots__ = (
         "address",
+        "answered_us",
         "backoff_us",
         "bound_us",
         "claimed",
@@ -58,6 +59,7 @@ class Holding:
         self.index = 0
         self.seen = False  # the kernel's own list has shown it since it was bound
         self.bound_us = self.retry_us = self.backoff_us = self.losses = 0
-        self.probed_us = self.lost_us = self.released_us = self.defended_us = -NEVER_US
+        self.probed_us = self.answered_us = self.lost_us = -NEVER_US
+        self.released_us = self.defended_us = -NEVER_US
         self.reason: Reason | None = None
         self.message = ""

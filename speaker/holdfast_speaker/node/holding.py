@@ -111,8 +111,10 @@ class Holdings:
                 continue
             if self._is_elsewhere(holding, index, now_us):
                 continue
-            fresh = now_us - holding.probed_us < PROBE_VALID_US
-            if holding.vouched or fresh or (holding.claimed and confirmed):
+            # Who was answered by a stranger asks again, whatever the plan or another's advert says.
+            denied = now_us - holding.answered_us < ANSWERED_RETRY_US
+            known = not denied and (holding.vouched or (holding.claimed and confirmed))
+            if known or now_us - holding.probed_us < PROBE_VALID_US:
                 ready.append(holding)
             else:
                 holding.phase = Phase.PROBING
@@ -165,6 +167,8 @@ class Holdings:
     def answered(self, holding: Holding, mac: str, *, peer: bool, now_us: int) -> None:
         """Somebody has the address that we probe for."""
         self._stop_probing(holding)
+        if not peer:
+            holding.answered_us = now_us
         holding.retry_us = now_us + (PEER_ANSWERED_RETRY_US if peer else ANSWERED_RETRY_US)
         who = "a candidate" if peer else "a host that is no candidate"
         self._fault(holding, Reason.ADDRESS_ANSWERED, f"{who} has it: {mac} answered the probe")

@@ -229,6 +229,17 @@ def test_a_resignations_list_vouches_for_nothing() -> None:
     assert not [effect for effect in staged.effects if isinstance(effect, do.Bind)]
 
 
+def test_a_strangers_answer_outweighs_an_actives_list() -> None:
+    """That Active may have failed to bind it; we were told by the stranger himself a moment ago."""
+    staged = stage("plan vr-51 10.0.0.100 candidates=a:250,b:248", "list")
+    staged.perform("claim 10.0.0.100 02:99:99:99:99:99")
+    staged.perform("advert from=10.0.0.2 vrid=51 priority=248")
+    staged.perform("advert from=10.0.0.2 vrid=51 priority=0")
+    play(staged, "run 300ms")
+
+    assert not [effect for effect in staged.effects if isinstance(effect, do.Bind)]
+
+
 def test_a_plan_not_confirmed_for_ten_minutes_makes_a_takeover_a_first_claim() -> None:
     staged = stage("plan vr-51 10.0.0.100 claimed candidates=b:250,a:248")
     staged.perform("advert from=10.0.0.2 vrid=51 priority=250 lists=10.0.7.7")
