@@ -24,7 +24,7 @@ class Metrics:
             "adverts_sent": self._counter("adverts_sent", "VRRP adverts sent."),
             "adverts_received": self._counter("adverts_received", "Valid VRRP adverts heard."),
             "discards": self._counter("discards", "Frames not obeyed, by reason.", "reason"),
-            "transitions": self._counter("transitions", "Router state changes, by new state.", "state"),
+            "transitions": self._counter("transitions", "Takeovers, by reason.", "reason"),
             "announcements": self._counter("announcements", "Addresses announced."),
             "conflicts": self._counter("conflicts", "Times somebody else claimed an address of ours."),
         }

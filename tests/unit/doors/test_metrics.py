@@ -18,12 +18,12 @@ def test_everything_named_in_an_effect_is_counted() -> None:
     metrics.count("adverts_sent", "", 1)
     metrics.count("adverts_received", "", 2)
     metrics.count("discards", "TTL", 3)
-    metrics.count("transitions", "Active", 1)
+    metrics.count("transitions", "ActiveSilent", 1)
     metrics.count("announcements", "", 255)
     metrics.count("conflicts", "", 1)
     assert sample(metrics, "adverts_received_total") == 2
     assert sample(metrics, "discards_total", reason="TTL") == 3
-    assert sample(metrics, "transitions_total", state="Active") == 1
+    assert sample(metrics, "transitions_total", reason="ActiveSilent") == 1
     assert sample(metrics, "announcements_total") == 255
 
 
