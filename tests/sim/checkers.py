@@ -119,7 +119,7 @@ class Bounded:
                 continue
             routers = len(node._routers.instances)
             sizes = {
-                "agenda": (len(node._routers.agenda), 8 * routers + 8),
+                "agenda": (len(node._routers.agenda), 4 * routers + 64),
                 "owners": (len(node._host.owners), 4 * routers + 4),
                 "heard": (len(node._host.hearing.table), 255),
                 "leftovers": (len(node._leftovers), 64),

@@ -2,11 +2,11 @@
 """One deadline out of many: a heap that forgives deadlines moving later.
 
 An owner whose deadline only moves later (a Backup that hears adverts) costs nothing: its entry is put
-right when it comes to the top. Each owner has few entries, whatever happens.
+right when it comes to the top. The heap has at most two entries an owner, and some room.
 """
 
 from heapq import heappop, heappush, heapreplace
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from holdfast_speaker.units import NEVER_US
 
@@ -18,15 +18,18 @@ class Owner(Protocol):
     armed_us: int
 
 
+_LEAST_ROOM: Final = 32
+
 T = TypeVar("T", bound=Owner)
 
 
 class Agenda(Generic[T]):
-    __slots__ = ("_heap", "_serial")
+    __slots__ = ("_heap", "_room", "_serial")
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, T]] = []
         self._serial = 0
+        self._room = _LEAST_ROOM
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -37,6 +40,17 @@ class Agenda(Generic[T]):
             owner.armed_us = owner.deadline_us
             self._serial += 1
             heappush(self._heap, (owner.deadline_us, self._serial, owner))
+            if len(self._heap) > self._room:
+                self._tidy()
+
+    def _tidy(self) -> None:
+        """Drop what deadlines that moved to and fro have left behind."""
+        valid: dict[int, tuple[int, int, T]] = {}
+        for entry in self._heap:
+            if entry[0] == entry[2].armed_us:
+                valid.setdefault(id(entry[2]), entry)
+        self._heap = sorted(valid.values(), key=lambda entry: entry[:2])
+        self._room = 2 * len(self._heap) + _LEAST_ROOM
 
     def next_us(self) -> int:
         """The earliest deadline of all, NEVER_US if there is none."""

@@ -180,13 +180,14 @@ class Holdings:
         for holding in self.in_phase(Phase.PROBING):
             self._stop_probing(holding)
 
-    def rest(self) -> None:
-        """Somebody else is Active: no probes, no faults, no retries."""
+    def rest(self, now_us: int) -> None:
+        """Somebody else is Active: no probes, no faults; what could not be bound keeps a short pause."""
         self.pause()
         for holding in self.by_address.values():
+            failed = holding.reason is Reason.BIND_FAILED or holding.backoff_us > 0
+            holding.retry_us = min(holding.retry_us, now_us + BIND_RETRY_US) if failed else 0
             if holding.reason is not None:
                 holding.reason, self._host.dirty = None, True
-            holding.retry_us = 0
 
     # --- binding --------------------------------------------------------------------------------
 

@@ -119,7 +119,7 @@ class Instance:
         acts = self.router.stop()
         self.reason = reason
         self._perform(acts, now_us)
-        self.holdings.rest()
+        self.holdings.rest(now_us)
         self.nic = None
         self._follow_nobody()
 
@@ -244,7 +244,7 @@ class Instance:
                 # Not while it probes either: what an Active lists, the others take without a probe.
                 self._perform(router.give_up(now_us), now_us)
         elif self._hears is not None:
-            holdings.rest()
+            holdings.rest(now_us)
         else:
             holdings.pause()
         self.arm()

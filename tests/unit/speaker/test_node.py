@@ -19,6 +19,7 @@ from holdfast_api.types import (
 from holdfast_speaker import effects as do
 from holdfast_speaker import events as on
 from holdfast_speaker.node import Node
+from holdfast_speaker.node.agenda import Agenda
 from holdfast_speaker.vrrp.advert import Advert, build, listing, parse
 from tests.scripts.stage import INDEX, Stage
 
@@ -381,6 +382,21 @@ def test_stopping_ends_after_a_second_when_the_kernel_is_silent() -> None:
     staged.node.handle(on.TimerFired(), staged.now_us + 1_000_000)
 
     assert staged.node.stopped
+
+
+def test_deadlines_that_move_to_and_fro_leave_nothing_behind() -> None:
+    class Owner:
+        deadline_us = armed_us = 1 << 62
+
+    owner, agenda = Owner(), Agenda[Owner]()
+    for at in range(10_000):
+        owner.deadline_us = 1_000_000_000
+        agenda.arm(owner)
+        owner.deadline_us = at
+        agenda.arm(owner)
+        assert agenda.due(at) is owner
+
+    assert len(agenda) <= 64
 
 
 def test_any_frame_at_all_is_survived_and_counted() -> None:
