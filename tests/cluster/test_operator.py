@@ -187,16 +187,22 @@ def test_without_news_nothing_is_written_and_a_restart_writes_nothing_either(
     assert our_writes(clean_cluster, rest) == []
 
 
+def pair_at_rest(cluster: ControlPlane, operator: Operator) -> tuple[Process, str]:
+    """Two operators, one VirtualIP that is Ready, and nothing more to write: the leader and its name."""
+    first = operator("op1")
+    led = wait("the first to lead", lambda: holder(cluster))
+    operator("op2")
+    cluster.api.create(vip("a", "192.0.2.10"))
+    wait("a Ready", lambda: ready(cluster, "a"))
+    at_rest(cluster)
+    return first, led
+
+
 @pytest.mark.usefixtures("puppets")
 def test_the_second_operator_takes_over_within_ten_seconds_of_a_kill(
     clean_cluster: ControlPlane, operator: Operator
 ) -> None:
-    first = operator("op1")
-    led = wait("the first to lead", lambda: holder(clean_cluster))
-    operator("op2")
-    clean_cluster.api.create(vip("a", "192.0.2.10"))
-    wait("a Ready", lambda: ready(clean_cluster, "a"))
-    at_rest(clean_cluster)
+    first, led = pair_at_rest(clean_cluster, operator)
 
     first.kill()
     killed = time.monotonic()
@@ -213,12 +219,7 @@ def test_the_second_operator_takes_over_within_ten_seconds_of_a_kill(
 def test_a_leader_that_was_stopped_and_woken_changes_nothing(
     clean_cluster: ControlPlane, operator: Operator
 ) -> None:
-    first = operator("op1")
-    led = wait("the first to lead", lambda: holder(clean_cluster))
-    operator("op2")
-    clean_cluster.api.create(vip("a", "192.0.2.10"))
-    wait("a Ready", lambda: ready(clean_cluster, "a"))
-    at_rest(clean_cluster)
+    first, led = pair_at_rest(clean_cluster, operator)
 
     clean_cluster.api.create(vip("b", "192.0.2.11"))
     first.pause()
