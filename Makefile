@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest
 
-.PHONY: help setup fmt lint type unit script sim soak rig test demo bench golden clean
+.PHONY: help setup fmt lint type unit script sim soak fuzz rig test demo bench golden clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +23,7 @@ type: setup ## mypy, strict, tests included
 	$(BIN)/mypy
 
 unit: setup ## pure rooms and doors without a network
-	$(PYTEST) tests/unit tests/tidy
+	$(PYTEST) tests/unit tests/tidy tests/fuzz
 
 script: setup ## recorded stories of the speaker's brain (REWRITE=1 records anew)
 	$(PYTEST) tests/scripts
@@ -36,6 +36,9 @@ sim: setup ## the simulator, a short walk over many seeds
 
 soak: setup ## the simulator for an hour (SOAK=seconds)
 	$(BIN)/python -m tests.sim --soak $(or $(SOAK),3600)
+
+fuzz: setup ## damage everything that comes in from outside (FUZZ=seconds, default 600; SEED=1)
+	$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ),600) --seed $(or $(SEED),1)
 
 rig: setup ## real kernel, real API server, real packets (root)
 	$(PYTEST) tests/netns tests/cluster tests/story

@@ -9,6 +9,11 @@ import msgspec
 LARGEST_BODY: Final = 128 * 1024 * 1024  # bytes; a page of 50 of the largest objects etcd takes
 
 
+# What msgspec raises for bytes that are no JSON of the wanted kind; the latter two: nested a thousand deep,
+# and text that is no UTF-8.
+UNREADABLE: Final = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
+
+
 class ApiTrouble(Exception):  # noqa: N818 - the family; its members say Error or Unreachable
     """Any reason why a request has no good answer."""
 
@@ -64,7 +69,7 @@ def api_error(status: int, answer: bytes) -> ApiError:
     """The Status in an answer, or what can be said without one."""
     try:
         said = msgspec.json.decode(answer, type=Status)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return ApiError(status, "Unknown", answer[:200].decode("utf-8", "replace").strip() or "no message")
     causes = tuple((cause.field, cause.message) for cause in said.details.causes) if said.details else ()
     return ApiError(status, said.reason or "Unknown", said.message or "no message", causes)

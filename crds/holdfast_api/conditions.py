@@ -55,13 +55,26 @@ class Reason(StrEnum):
     NO_CONFLICT = "NoConflict"
     ADDRESS_ANSWERED = "AddressAnswered"
     LISTED_ELSEWHERE = "ListedElsewhere"
+    ADDRESS_CLAIMED = "AddressClaimed"
+    ADDRESS_CLAIMED_BY_PEER = "AddressClaimedByPeer"
+    FOREIGN_ROUTER = "ForeignRouter"
     # transitions (status.lastFailover.reason, events)
     FIRST_ACTIVE = "FirstActive"
     ACTIVE_SILENT = "ActiveSilent"
     ACTIVE_RESIGNED = "ActiveResigned"
     PREEMPTED = "Preempted"
+    HANDED_OVER = "HandedOver"
+    # why a move that was asked for did not happen (status.move)
+    DRAINING = "Draining"
+    HANDOVER_FAILED = "HandoverFailed"
     # a router that is not running (Initialize)
     NOT_CANDIDATE = "NotCandidate"
     INVALID_PLAN = "InvalidPlan"
     STARTING = "Starting"
     STOPPING = "Stopping"
+    # a Backup that holds back
+    ISOLATED = "Isolated"
+    ACTIVE_HEARD_BY_OTHERS = "ActiveHeardByOthers"
+    # what a node lacks (a Speaker's preflight)
+    FENCE_UNAVAILABLE = "FenceUnavailable"
+    INTERVAL_RAISED = "IntervalRaised"

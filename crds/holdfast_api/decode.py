@@ -11,7 +11,7 @@ Two ways in:
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -54,7 +54,7 @@ class DecodeError(ValueError):
 
 def decode(given: Mapping[str, Any]) -> Kind:
     """A whole object, checked as the API server checks it at creation. DecodeError names every error."""
-    wanted, errors = schema.check(given)
+    wanted, errors = _schema_checked(given)
     if errors:
         raise DecodeError(errors)
     return _converted(wanted, _TYPES[wanted["kind"]])
@@ -62,8 +62,7 @@ def decode(given: Mapping[str, Any]) -> Kind:
 
 def decode_file(given: Mapping[str, Any]) -> Kind:
     """Like ``decode``, and unknown fields are errors: nobody else tells the author of a file."""
-    wanted, errors = schema.check(given)
-    errors = schema.in_order([*schema.unknown_fields(given), *errors])
+    wanted, errors = _schema_checked(given, schema.unknown_fields)
     if errors:
         raise DecodeError(errors)
     return _converted(wanted, _TYPES[wanted["kind"]])
@@ -139,6 +138,20 @@ def decode_speaker(raw: Raw) -> Speaker:
     return _checked(speaker, errors)
 
 
+def _schema_checked(
+    given: Mapping[str, Any], further: Callable[[Mapping[str, Any]], list[FieldError]] = lambda _: []
+) -> tuple[dict[str, Any], list[FieldError]]:
+    try:
+        wanted, errors = schema.check(given)
+        return wanted, schema.in_order([*further(given), *errors])
+    except RecursionError as error:
+        raise DecodeError([_unreadable(error)]) from error
+
+
+def _unreadable(error: Exception) -> FieldError:
+    return FieldError(schema.NOWHERE, f"Invalid value: {error}", blocks=True)
+
+
 # --- inside -------------------------------------------------------------------------------------
 
 
@@ -155,6 +168,8 @@ def _typed(raw: Raw, kind: type[_T]) -> _T:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.DecodeError as error:
         raise DecodeError([_from_msgspec(error)]) from error
+    except (RecursionError, UnicodeDecodeError) as error:  # nested a thousand deep, or no UTF-8
+        raise DecodeError([_unreadable(error)]) from error
 
 
 def _converted(wanted: Mapping[str, Any], kind: type[Kind]) -> Kind:

@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from holdfast_api.answers import ApiError, ApiTrouble, ApiUnreachable, api_error, read
+from holdfast_api.answers import UNREADABLE, ApiError, ApiTrouble, ApiUnreachable, api_error, read
 from holdfast_api.kubeconfig import Config, ConfigError
 from holdfast_api.names import GROUP, VERSION
 from holdfast_api.watch import Changed, Confirmed, Deleted, Event, Listed, Outage, watch
@@ -198,7 +198,7 @@ class Kube:
         )
         try:
             return msgspec.json.decode(answer, type=dict[str, Any])
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise ApiUnreachable(f"{method} {path}: the answer is no JSON object: {error}") from error
 
     async def raw(
@@ -295,7 +295,7 @@ class Pages:
             answer = await self._kube.raw("GET", self._path, query=query, timeout_s=self._timeout_s)
             try:
                 page = msgspec.json.decode(answer, type=_Page)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 raise ApiUnreachable(f"GET {self._path}: the answer is no list: {error}") from error
             self.resource_version = page.metadata.resource_version
             for item in page.items:

@@ -68,9 +68,12 @@ class Config:
     def load(cls, environ: Mapping[str, str], service_account: Path = SERVICE_ACCOUNT) -> "Config":
         """From KUBECONFIG (one or several files, the first to say something wins), else in-cluster."""
         if environ.get("KUBECONFIG"):
-            return _from_kubeconfig(
-                [Path(p).expanduser() for p in environ["KUBECONFIG"].split(os.pathsep) if p]
-            )
+            try:
+                return _from_kubeconfig(
+                    [Path(p).expanduser() for p in environ["KUBECONFIG"].split(os.pathsep) if p]
+                )
+            except (ValueError, RuntimeError) as error:  # a URL or path that is none, a home nobody has
+                raise ConfigError(f"the kubeconfig cannot be used: {error}") from error
         if environ.get("KUBERNETES_SERVICE_HOST"):
             return _in_cluster(environ, service_account)
         raise ConfigError(
@@ -158,7 +161,7 @@ def _from_kubeconfig(files: list[Path]) -> Config:
 def _document(path: Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as a kubeconfig: {error}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path} is no kubeconfig: it holds no mapping")
@@ -167,7 +170,8 @@ def _document(path: Path) -> dict[str, Any]:
 
 def _entry(documents: list[tuple[Path, dict[str, Any]]], plural: str, kind: str, name: str | None) -> _Entry:
     for path, document in documents:
-        for item in document.get(plural) or ():
+        items = document.get(plural)
+        for item in items if isinstance(items, list) else ():
             if isinstance(item, dict) and item.get("name") == name and isinstance(item.get(kind), dict):
                 return _Entry(f"{kind} {name}", item[kind], path.parent)
     raise ConfigError(f"The kubeconfig has no {kind} named {name}: add it, or choose another current-context")

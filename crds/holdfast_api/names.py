@@ -24,6 +24,7 @@ SPEAKER_LEASE_SECONDS: Final = 25
 SPEAKER_LEASE_RENEW_SECONDS: Final = 10
 
 FORCE_RELEASE_ANNOTATION: Final = f"{GROUP}/force-release"
+MOVE_TO_ANNOTATION: Final = f"{GROUP}/move-to"
 DRAIN_LABEL: Final = f"{GROUP}/drain"
 
 NodeName = NewType("NodeName", str)

@@ -74,7 +74,7 @@ def in_order(errors: list[FieldError]) -> list[FieldError]:
 
 def unknown_fields(given: Mapping[str, Any]) -> list[FieldError]:
     """The fields that the kind does not have: misspelled ones, above all."""
-    kind = kinds().get(given.get("kind", ""))
+    kind = kinds().get(given.get("kind", "")) if isinstance(given.get("kind"), str) else None
     if kind is None:
         return []
     names = [*_unknown(kind.schema, given, "")]

@@ -113,6 +113,14 @@ class Transition(Part, frozen=True):
     announcements_sent: int | None = None
 
 
+class Move(Part, frozen=True):
+    """What became of the annotation ``holdfast.dev/move-to``. ``reason``: HandedOver, or why not."""
+
+    to: str
+    reason: str
+    message: str = ""
+
+
 class VirtualIPStatus(Part, frozen=True):
     address: str | None = None
     mac_address: str | None = None
@@ -121,6 +129,7 @@ class VirtualIPStatus(Part, frozen=True):
     standbys: tuple[str, ...] = ()
     active: tuple[Holder, ...] = ()
     last_failover: Transition | None = None
+    move: Move | None = None
     conditions: tuple[Condition, ...] = ()
 
 
@@ -155,12 +164,16 @@ class VirtualIPPool(Part, frozen=True):
 
 
 class Candidate(Part, frozen=True):
-    """A node that may become Active. ``sources`` and ``macs`` are those of the NIC it would use."""
+    """A node that may become Active. ``sources`` and ``macs`` are those of the NIC it would use.
+
+    ``meek``: it takes over from a dead Active only, whatever failback says.
+    """
 
     node: str
     priority: int
     sources: tuple[str, ...] = ()
     macs: tuple[str, ...] = ()
+    meek: bool = False
 
 
 class Owner(Part, frozen=True):
@@ -238,8 +251,24 @@ class FailedAddress(Part, frozen=True):
     message: str = ""
 
 
+class ReportedConflict(Part, frozen=True):
+    """Somebody else who claims an address that a router holds here. ``reason`` is a Reason."""
+
+    address: str
+    mac: str
+    reason: str
+    since: str
+
+
+MOST_CONFLICTS = 16  # in one router's report
+
+
 class RouterReport(Part, frozen=True):
-    """What one speaker says of one router. ``reason`` explains Initialize; ``held`` are bound addresses."""
+    """What one speaker says of one router.
+
+    ``reason`` explains Initialize, or why a Backup holds back; ``held`` are bound addresses; ``handover`` is
+    the id of the last order that was obeyed, finished or refused here as its ``from``.
+    """
 
     name: str
     uid: str
@@ -250,8 +279,10 @@ class RouterReport(Part, frozen=True):
     interface: str = ""
     held: tuple[str, ...] = ()
     failed: tuple[FailedAddress, ...] = ()
+    conflicts: tuple[ReportedConflict, ...] = ()
     reason: str = ""
     hears: str | None = None
+    handover: str = ""
     last_transition: Transition | None = None
 
 

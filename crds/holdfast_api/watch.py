@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 import msgspec
 
-from holdfast_api.answers import ApiError, ApiTrouble, ApiUnreachable, Status, api_error, read
+from holdfast_api.answers import UNREADABLE, ApiError, ApiTrouble, ApiUnreachable, Status, api_error, read
 from holdfast_api.backoff import delay_s, failures_after
 from holdfast_api.lines import Lines, LineTooLongError
 
@@ -122,7 +122,7 @@ async def watch(
                     yield event
         except _ExpiredError:
             place.resource_version = ""
-        except (ApiTrouble, aiohttp.ClientError, OSError, LineTooLongError, msgspec.DecodeError) as error:
+        except (ApiTrouble, aiohttp.ClientError, OSError, LineTooLongError, *UNREADABLE) as error:
             place.resource_version = ""
             yield Outage(_sentence(path, error))
         lived_s = 0.0 if place.opened_at is None else now() - place.opened_at

@@ -7,23 +7,25 @@ older than what is known changes nothing. Time comes in as an argument, monotoni
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any, Final, Literal
 
 import msgspec
 
 from holdfast_api.decode import DecodeError, decode_router, decode_speaker, decode_virtual_ip
-from holdfast_api.names import SPEAKER_LEASE_SECONDS
+from holdfast_api.names import MOVE_TO_ANNOTATION, SPEAKER_LEASE_SECONDS
 from holdfast_api.types import (
     Metadata,
     Speaker,
+    SpeakerStatus,
     VirtualIPSpec,
     VirtualIPStatus,
     VirtualRouter,
 )
 from holdfast_operator.lease import LeaseSpec
-from holdfast_operator.world import Node, Vip, World
+from holdfast_operator.memory import Memory
+from holdfast_operator.world import DrainRule, Node, Timely, Vip, World
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +78,14 @@ class _Pulse:
 class Cache:
     """Mutable, for one event loop. ``snapshot`` gives the frozen World."""
 
-    def __init__(self, *, virtual_router_ids: range, now_s: float) -> None:
+    def __init__(
+        self, *, virtual_router_ids: range, now_s: float, drain_rule: DrainRule | None = None
+    ) -> None:
         self.cluster_uid = ""
+        self.memory = Memory()
         self._virtual_router_ids = virtual_router_ids
+        self._drain_rule = drain_rule or DrainRule()
+        self._ghosts: dict[str, SpeakerStatus] = {}  # what Speakers said last that are gone, by node
         self._shelves: dict[Kind, _Shelf] = {kind: _Shelf() for kind in KINDS}
         self._pulses: dict[str, _Pulse] = {}
         self._pulses_complete = False
@@ -95,27 +102,63 @@ class Cache:
         ``listed``: from a list, where it may have stood for long: no sign of life.
         """
         key, version = _identity(raw)
-        thing = decoded(kind, raw)
         shelf = self._shelves[kind]
+        thing = self._with_past(decoded(kind, raw), shelf.objects.get(key), version)
         before = shelf.put(key, version, thing)
         if before is thing or (before is not None and _meaning(before) == _meaning(thing)):
             return False
         if isinstance(thing, Speaker):
             self._heard_from(thing, before, now_s, listed=listed)
+        elif isinstance(thing, VirtualRouter):
+            self.memory.router(thing, now_s)
+        elif isinstance(thing, Vip):
+            self.memory.request(thing.key, thing.metadata.annotations.get(MOVE_TO_ANNOTATION, ""), now_s)
         return True
+
+    def _with_past(self, thing: object, before: object, version: int) -> object:
+        """The object with what only its earlier version tells: since when it is as it is.
+
+        A Speaker that was made anew, or can't be read, has not said that it let anything go.
+        """
+        if isinstance(thing, Node):
+            mark = self._drain_rule.mark(thing)
+            if not isinstance(before, Node):
+                return thing
+            same = mark == self._drain_rule.mark(before)
+            return replace(thing, marked=before.marked if same or not mark else version)
+        if isinstance(thing, Vip):
+            if not isinstance(before, Vip):
+                return thing
+            wanted, old = (v.metadata.annotations.get(MOVE_TO_ANNOTATION, "") for v in (thing, before))
+            return replace(thing, asked=before.asked if wanted == old or not wanted else version)
+        if isinstance(thing, Speaker) and thing.status == SpeakerStatus():
+            node = thing.metadata.name
+            known = before.status if isinstance(before, Speaker) else self._ghosts.get(node)
+            return Speaker(thing.metadata, known) if known is not None else thing
+        return thing
 
     def deleted(self, kind: Kind, raw: Object) -> bool:
         key, version = _identity(raw)
-        if not self._shelves[kind].drop(key, version):
-            return False
-        if kind == "speakers":
-            self._forget(key[1])
-        return True
+        return self._drop(kind, key, version)
 
     def missing(self, kind: Kind, namespace: str, name: str) -> bool:
         """The API says there is none (404)."""
-        shelf = self._shelves[kind]
-        return shelf.drop((namespace, name), shelf.versions.get((namespace, name), 0))
+        key = (namespace, name)
+        return self._drop(kind, key, self._shelves[kind].versions.get(key, 0))
+
+    def _drop(self, kind: Kind, key: Key, version: int) -> bool:
+        known = self._shelves[kind].objects.get(key)
+        if not self._shelves[kind].drop(key, version):
+            return False
+        if isinstance(known, Speaker):
+            if ("", key[1]) in self._shelves["nodes"].objects:
+                self._ghosts[key[1]] = known.status
+            self._forget(key[1])
+        elif isinstance(known, Vip):
+            self.memory.request(known.key, "", 0.0)
+        elif kind == "nodes":
+            self._ghosts.pop(key[1], None)
+        return True
 
     def replaced(self, kind: Kind, raws: Iterable[Object], version: int, now_s: float) -> bool:
         """A complete list as of ``version``: what is not in it and is older does not exist."""
@@ -126,15 +169,15 @@ class Cache:
             present.add(_identity(raw)[0])
             changed |= self.seen(kind, raw, now_s, listed=True)
         for key in [k for k in shelf.objects if k not in present and shelf.versions[k] <= version]:
-            shelf.drop(key, version)
-            changed = True
-            if kind == "speakers":
-                self._forget(key[1])
+            changed |= self._drop(kind, key, version)
         shelf.complete = True
         return changed
 
     def _heard_from(self, speaker: Speaker, before: object, now_s: float, *, listed: bool) -> None:
         node = speaker.metadata.name
+        self._ghosts.pop(node, None)
+        earlier = before.status if isinstance(before, Speaker) else None
+        self.memory.speaker(node, earlier, speaker.status, now_s, listed=listed)
         if not listed:
             self._alive_at[node] = now_s
         old = {r.name: r for r in before.status.routers} if isinstance(before, Speaker) else {}
@@ -157,6 +200,7 @@ class Cache:
             self._began_at.pop(node, None)
 
     def _forget(self, node: str) -> None:
+        self.memory.forget_node(node)
         self._alive_at.pop(node, None)
         self._began_at.pop(node, None)
         for key in [key for key in self._taken_at if key[1] == node]:
@@ -219,6 +263,16 @@ class Cache:
         routers = self._shelves["virtualrouters"].objects.values()
         return max((r.spec.planner_epoch for r in routers if isinstance(r, VirtualRouter)), default=0)
 
+    def timely(self, now_s: float) -> Timely:
+        """What is true at this time, as far as the memory knows."""
+        routers = self._shelves["virtualrouters"].objects
+        speakers = self._shelves["speakers"].objects
+        return self.memory.timely(
+            {key[1]: r for key, r in routers.items() if isinstance(r, VirtualRouter)},
+            {key[1]: s.status for key, s in speakers.items()},
+            now_s,
+        )
+
     def snapshot(self, *, epoch: int, now_s: float) -> World:
         routers = self._shelves["virtualrouters"].objects
         speakers: dict[Key, Speaker] = self._shelves["speakers"].objects
@@ -228,6 +282,7 @@ class Cache:
             cluster_uid=self.cluster_uid,
             nodes={key[1]: nodes[key] for key in sorted(nodes)},
             speakers={key[1]: speakers[key].status for key in sorted(speakers)},
+            ghosts=dict(self._ghosts),
             live=self.live(now_s),
             vips=tuple(vips[key] for key in sorted(vips)),
             routers={k[1]: r for k, r in sorted(routers.items()) if isinstance(r, VirtualRouter)},
@@ -239,6 +294,8 @@ class Cache:
             unreadable_routers=frozenset(
                 k[1] for k, r in routers.items() if not isinstance(r, VirtualRouter)
             ),
+            drain_rule=self._drain_rule,
+            timely=self.timely(now_s),
         )
 
 
@@ -273,9 +330,9 @@ def decoded(kind: Kind, raw: Object) -> object:
 
 
 def _node(raw: Object) -> Node:
-    metadata = raw["metadata"]
+    metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
     addresses = set()
-    for entry in (raw.get("status") or {}).get("addresses") or ():
+    for entry in status.get("addresses") or ():
         try:
             addresses.add(str(ip_address(entry["address"])))
         except ValueError:
@@ -285,6 +342,9 @@ def _node(raw: Object) -> Node:
         labels=metadata.get("labels") or {},
         addresses=frozenset(addresses),
         deleting=metadata.get("deletionTimestamp") is not None,
+        taints=frozenset(taint["key"] for taint in spec.get("taints") or ()),
+        unschedulable=bool(spec.get("unschedulable")),
+        ready=all(c.get("status") == "True" for c in status.get("conditions") or () if c["type"] == "Ready"),
     )
 
 

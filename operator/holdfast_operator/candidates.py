@@ -11,7 +11,7 @@ from hashlib import blake2b
 from math import ceil
 
 from holdfast_api.interfaces import sources
-from holdfast_api.types import Candidate, Interface, VirtualRouter
+from holdfast_api.types import Candidate, Handover, Interface, VirtualRouter
 from holdfast_operator.eligibility import Atlas, Refusal, Selector, refusal, summary
 from holdfast_operator.world import World
 
@@ -66,6 +66,15 @@ def eligible(world: World, atlas: Atlas, needed: Needed) -> tuple[tuple[str, ...
 
 
 @dataclass(frozen=True, slots=True)
+class Wish:
+    """``giver`` shall hand over to ``heir``. ``order`` is None until it can be obeyed."""
+
+    giver: str
+    heir: str
+    order: Handover | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Bench:
     """The nodes of a router sorted by what can be said of them."""
 
@@ -76,20 +85,43 @@ class _Bench:
 
 
 def ordered(
-    world: World, atlas: Atlas, needed: Needed, stored: VirtualRouter, wished: Sequence[str], spread: Spread
+    world: World,
+    atlas: Atlas,
+    needed: Needed,
+    stored: VirtualRouter,
+    wished: Sequence[str],
+    spread: Spread,
+    wish: Wish | None = None,
 ) -> tuple[str, ...]:
     """The nodes in their order; ``wished`` is the order there was. Empty only when every Node is gone."""
     bench = _bench(world, atlas, needed, stored, wished)
     fresh = _queue(world, needed.name, bench, spread)
+    well = {*bench.well, *fresh}
     if needed.failback == "Never":
-        first = tuple(n for n in bench.well if n == bench.first)
-        well = first + tuple(n for n in bench.well if n != bench.first)
+        active = tuple(n for n in bench.well if n == bench.first)
+        others = tuple(n for n in bench.well if n != bench.first)
         ill = tuple(sorted(bench.ill, key=lambda n: n != bench.first))
-        order = well + fresh + ill
+        order = active + tuple(sorted(others + fresh, key=world.rank)) + ill
     else:  # the stored order is the home order: a node that is away comes back to its own place
         here = set(bench.well) | set(bench.ill)
-        order = tuple(n for n in wished if n in here) + fresh
+        order = tuple(sorted((*(n for n in wished if n in here), *fresh), key=world.rank))
+    order = _with_wish(world, order, bench.first, wish, well)
     return _cut(order, len(priorities(needed.interval_ms)), bench.first or (wished[0] if wished else None))
+
+
+def _with_wish(
+    world: World, order: tuple[str, ...], active: str | None, wish: Wish | None, well: set[str]
+) -> tuple[str, ...]:
+    """Until its order is given the Active stays first, then the heir is; drained nodes come last.
+
+    A drained Active without an heir leads on while nobody else is fit.
+    """
+    if wish is not None:
+        first, second = (wish.giver, wish.heir) if wish.order is None else (wish.heir, wish.giver)
+        order = (first, second, *(n for n in order if n not in (first, second)))
+    waits = wish is not None and wish.order is None
+    alone = all(node in world.draining for node in well)
+    return tuple(sorted(order, key=lambda n: n in world.draining and not (n == active and (waits or alone))))
 
 
 def _bench(
@@ -140,16 +172,22 @@ def _cut(order: tuple[str, ...], room: int, kept: str | None) -> tuple[str, ...]
 
 
 def candidates(
-    atlas: Atlas, needed: Needed, nodes: Sequence[str], stored: VirtualRouter | None
+    world: World, atlas: Atlas, needed: Needed, nodes: Sequence[str], stored: VirtualRouter | None
 ) -> tuple[Candidate, ...]:
-    """The nodes with their priorities and with what their NIC sends from; the last known where silent."""
+    """The nodes with their priorities and with what their NIC sends from; the last known where silent.
+
+    With failback a node that comes back waits until its Node is Ready: kube-proxy may not be there yet.
+    """
     known = {c.node: c for c in stored.spec.candidates} if stored is not None else {}
+    active = {s.node for s in world.actives(stored)} if stored is not None else set()
     found = []
     for node, priority in zip(nodes, priorities(needed.interval_ms), strict=False):
         nic = atlas.interface(node, needed.interfaces, needed.addresses)
+        meek = needed.failback != "Never" and node not in active and not world.nodes[node].ready
         if isinstance(nic, Interface):
-            found.append(Candidate(node, priority, sources(nic), (nic.mac,)))
+            found.append(Candidate(node, priority, sources(nic), (nic.mac,), meek))
         else:
             last = known.get(node)
-            found.append(Candidate(node, priority, last.sources if last else (), last.macs if last else ()))
+            macs = last.macs if last else ()
+            found.append(Candidate(node, priority, last.sources if last else (), macs, meek))
     return tuple(found)

@@ -165,11 +165,12 @@ class Balance:
 
     def order(self, router: str, needs: Needs, nodes: Sequence[str]) -> tuple[str, ...]:
         """The order of a new router's candidates."""
-        spread = self.spread(router, needs)
-        leader = spread(nodes, None)
+        world, spread = self._world, self.spread(router, needs)
+        leader = spread(world.steady(nodes), None)
         rest = [node for node in nodes if node != leader]
         if not rest:
             return (leader,)
-        second = spread(rest, leader)
-        tail = sorted((n for n in rest if n != second), key=lambda n: preference(self._world, router, n))
+        second = spread(world.steady(rest), leader)
+        tail = [node for node in rest if node != second]
+        tail.sort(key=lambda node: (world.rank(node), preference(world, router, node)))
         return (leader, second, *tail)

@@ -24,6 +24,7 @@ from holdfast_operator.election import Election, boottime_s
 from holdfast_operator.login import load_config
 from holdfast_operator.logs import set_up_logs
 from holdfast_operator.planner import Planner
+from holdfast_operator.world import DRAIN_TAINTS, DrainRule
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Settings:
     namespace: str
     speaker_namespace: str
     virtual_router_ids: range
+    drain_rule: DrainRule
     metrics_address: str | None
     liveness_address: str | None
     log_level: str
@@ -94,7 +96,11 @@ class Process:
     def __init__(self, settings: Settings, config: Config) -> None:
         me = f"{socket.gethostname()}_{os.getpid()}_{secrets.token_hex(4)}"
         self._kube = Kube(config, f"holdfast-operator/{version('holdfast')}", REQUEST_TIMEOUT_S)
-        self._cache = Cache(virtual_router_ids=settings.virtual_router_ids, now_s=boottime_s())
+        self._cache = Cache(
+            virtual_router_ids=settings.virtual_router_ids,
+            now_s=boottime_s(),
+            drain_rule=settings.drain_rule,
+        )
         self._election = Election(
             self._kube,
             namespace=settings.namespace,
@@ -170,6 +176,14 @@ def parse(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Settings:
     flag("--namespace", OPERATOR_NAMESPACE, "namespace of the operator's own Lease (default %(default)s)")
     flag("--speaker-namespace", SPEAKER_LEASE_NAMESPACE, "namespace of the speakers' Leases (%(default)s)")
     flag("--vrid-range", "1-255", "VRIDs that may be used (default %(default)s)", type=_span)
+    flag(
+        "--drain-on",
+        "Label",
+        "Label: the label holdfast.dev/drain and the taints below drain a node; Cordon: kubectl cordon "
+        "does so too (default %(default)s)",
+        choices=("Label", "Cordon"),
+    )
+    flag("--drain-taints", ",".join(DRAIN_TAINTS), "taint keys that drain a node (%(default)s)", type=_keys)
     flag("--metrics-address", None, "HOST:PORT to serve Prometheus metrics on (default: none)", type=_address)
     flag("--liveness-address", None, "HOST:PORT to serve /healthz on (default: none)", type=_address)
     levels = ("debug", "info", "warning", "error")
@@ -182,6 +196,7 @@ def parse(argv: Sequence[str] | None, environ: Mapping[str, str]) -> Settings:
         namespace=found.namespace,
         speaker_namespace=found.speaker_namespace,
         virtual_router_ids=found.vrid_range,
+        drain_rule=DrainRule(taints=found.drain_taints, cordon=found.drain_on == "Cordon"),
         metrics_address=found.metrics_address,
         liveness_address=found.liveness_address,
         log_level=found.log_level,
@@ -197,6 +212,14 @@ def _span(text: str) -> range:
     if not span or span[0] < 1 or span[-1] > 255:
         raise argparse.ArgumentTypeError(f"{text!r}: VRIDs go from 1 to 255, the lower one first")
     return span
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    keys = tuple(key.strip() for key in text.split(",") if key.strip())
+    wrong = next((key for key in keys if "=" in key or ":" in key), None)
+    if wrong is not None:
+        raise argparse.ArgumentTypeError(f"{wrong!r}: give the taint's key alone, without value and effect")
+    return keys
 
 
 def _address(text: str) -> str:

@@ -31,6 +31,7 @@ def notices(old: VirtualIPStatus, new: VirtualIPStatus) -> tuple[Notice, ...]:
         _refused(old, new),
         _assigned(old, new),
         _failed_over(old, new),
+        _moved(old, new),
         _conflict(old, new),
     ]
     return tuple(notice for notice in found if notice is not None)
@@ -87,11 +88,26 @@ def _story(told: Transition) -> str:
     return ", ".join([f"{told.reason}: from {told.from_} to {told.to} at {told.time}", *times])
 
 
+def _moved(old: VirtualIPStatus, new: VirtualIPStatus) -> Notice | None:
+    """The answer to ``holdfast.dev/move-to``."""
+    if new.move is None or new.move == old.move:
+        return None
+    done = new.move.reason == Reason.HANDED_OVER
+    note = f"{new.move.reason}: asked to move to {new.move.to}: {new.move.message}"
+    return Notice("Normal" if done else "Warning", "Moved" if done else "NotMoved", note)
+
+
 def _conflict(old: VirtualIPStatus, new: VirtualIPStatus) -> Notice | None:
     before, after = _of(old, ConditionType.CONFLICT), _of(new, ConditionType.CONFLICT)
-    if after is None or after.status != "True" or (before is not None and before.reason == after.reason):
+    if after is None or (before is not None and before.reason == after.reason):
         return None
-    return Notice("Warning", "Conflict", f"{after.reason}: {after.message}")
+    if after.status == "True":
+        note = f"{after.reason}: {after.message}, at {after.last_transition_time}"
+        return Notice("Warning", "Conflict", note)
+    if before is not None and before.status == "True":
+        since = f"which began at {before.last_transition_time}"  # another end is another Event
+        return Notice("Normal", "ConflictOver", f"{before.reason}, {since}, is over")
+    return None
 
 
 def released(entry: RouterAddress) -> tuple[Metadata, Notice]:

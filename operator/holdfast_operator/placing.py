@@ -157,7 +157,7 @@ class Placing:
         new4, new6 = counts(fresh)
         v4 = new4 + sum(draft.v4 for draft in home.drafts)
         v6 = new6 + sum(draft.v6 for draft in home.drafts)
-        n = min(len(home.nodes), len(priorities(home.needs.interval_ms)))
+        n = min(len(self._world.steady(home.nodes)), len(priorities(home.needs.interval_ms)))
         have = len(home.drafts)
         share = have + self._free.count(home.nics) // (others + 1)
         least = max(ceil(v4 / MOST_IPV4), ceil(v6 / MOST_IPV6), 1)

@@ -8,49 +8,64 @@ In order: ``claims`` (who may have which address), what stays in its router, wha
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from holdfast_api.conditions import Reason
 from holdfast_api.names import FORCE_RELEASE_ANNOTATION, router_id
-from holdfast_api.types import PlannedFrom, RouterAddress, VirtualRouter, VirtualRouterSpec
+from holdfast_api.types import Handover, Move, PlannedFrom, RouterAddress, VirtualRouter, VirtualRouterSpec
 from holdfast_operator.candidates import Needed, candidates, home_order, ordered
 from holdfast_operator.claims import Claim, Claims, Needs, judge, ours, reference
 from holdfast_operator.drafts import Balance, Draft, FreeIDs
 from holdfast_operator.eligibility import Atlas, Refusal, spelled
 from holdfast_operator.exits import Exits
+from holdfast_operator.foreigners import haunted, stranger
+from holdfast_operator.handovers import Orders
 from holdfast_operator.placing import Class, Classes, Placing, Unit, likeness_of
 from holdfast_operator.world import VipKey, World
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of one VirtualIP. ``accepted`` and ``scheduled`` are None for yes."""
+    """What becomes of one VirtualIP. ``accepted`` and ``scheduled`` are None for yes.
+
+    ``move`` is the answer to ``holdfast.dev/move-to``, once there is one.
+    """
 
     address: str | None
     accepted: Refusal | None
     scheduled: Refusal | None
     router: str | None
+    move: Move | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRouter:
-    """A router as it shall be. ``stored`` None: it is to be created."""
+    """A router as it shall be. ``stored`` None: it is to be created.
+
+    ``stranger``: the candidate that hears somebody else's adverts with its VRID, and their source.
+    """
 
     name: str
     spec: VirtualRouterSpec
     stored: VirtualRouter | None
+    stranger: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything the operator wants, in full. ``released``: addresses that this plan lets go for good."""
+    """Everything the operator wants, in full.
+
+    ``released``: addresses that this plan lets go for good. ``renumbered``: the router that begins to move
+    to another VRID, because a stranger has its own.
+    """
 
     routers: Mapping[str, PlannedRouter]
     deletions: tuple[VirtualRouter, ...]
     verdicts: Mapping[VipKey, Verdict]
     released: tuple[RouterAddress, ...] = ()
+    renumbered: str | None = None
 
 
 def plan(world: World) -> Plan:
@@ -67,6 +82,10 @@ class _Planner:
         self.classes = Classes(world, self.atlas)
         self.groups: dict[Needs, Class] = {}
         self.exits = Exits(world)
+        self.orders = Orders(world, self.atlas)
+        self.handovers: dict[str, Handover] = {}
+        self.members: dict[str, list[Claim]] = {}
+        self.renumbered: str | None = None
         self.verdicts: dict[VipKey, Verdict] = {}
 
     def run(self) -> Plan:
@@ -83,7 +102,8 @@ class _Planner:
 
     def _settle(self) -> list[Claim]:
         """Drafts of all routers with the members that stay. Returns those that need another place."""
-        members = self._open_drafts()
+        self.members = members = self._open_drafts()
+        self.renumbered = self._renumber()
         homes = self._group_homes()
         newcomers = [c for c in self.claims.by_key.values() if c.refused is None and c.place is None]
         for name, inside in members.items():
@@ -118,6 +138,20 @@ class _Planner:
             self.drafts[name] = draft
         return members
 
+    def _renumber(self) -> str | None:
+        """Closes routers whose VRID a stranger has: their members go to others. The one that begins now."""
+        begins: str | None = None
+        for name, draft in self.drafts.items():
+            if not draft.exists or not haunted(self.world, self.atlas, draft.stored, self._needed(draft)):
+                continue
+            entries = (c.place.entry for c in self.members[name] if c.place is not None)
+            begun = any(entry is not None and entry.state == "Releasing" for entry in entries)
+            if not begun and (begins is not None or not self.world.timely.may_renumber):
+                continue
+            draft.needs = None
+            begins = begins if begun else name
+        return begins
+
     def _group_homes(self) -> dict[Needs | None, str]:
         """The one router of each group: where most of it is, not counting who was just edited into it."""
         found: dict[Needs | None, str] = {}
@@ -142,14 +176,14 @@ class _Planner:
         for draft in self.drafts.values():
             self.balance.add_router(draft.needs, draft.nodes)
         for draft in self.drafts.values():
-            draft.nodes = ordered(
-                self.world,
-                self.atlas,
-                self._needed(draft),
-                draft.stored,
-                draft.nodes,
-                self.balance.spread(draft.name, draft.needs),
-            )
+            needed = self._needed(draft)
+            wish = None
+            if draft.exists:
+                wish = self.orders.wish(draft.stored, needed, self.members[draft.name])
+            if wish is not None and wish.order is not None:
+                self.handovers[draft.name] = wish.order
+            spread = self.balance.spread(draft.name, draft.needs)
+            draft.nodes = ordered(self.world, self.atlas, needed, draft.stored, draft.nodes, spread, wish)
             self.balance.add_load(draft, len(draft.entries))
 
     def _needed(self, draft: Draft) -> Needed:
@@ -294,20 +328,29 @@ class _Planner:
         routers, deletions = {}, []
         for name, draft in sorted(self.drafts.items(), key=lambda item: item[1].vrid):
             if draft.entries:
-                routers[name] = PlannedRouter(name, self._spec(draft), draft.stored if draft.exists else None)
+                heard = stranger(self.world, self.atlas, draft.stored, self._needed(draft))
+                stored = draft.stored if draft.exists else None
+                routers[name] = PlannedRouter(name, self._spec(draft), stored, heard)
             elif draft.exists:
                 deletions.append(draft.stored)
-        verdicts = dict(sorted(self.verdicts.items()))
-        return Plan(routers, tuple(deletions), verdicts, tuple(self.exits.gone))
+        moves = self.orders.answers
+        verdicts = {
+            key: replace(verdict, move=moves[key]) if key in moves else verdict
+            for key, verdict in sorted(self.verdicts.items())
+        }
+        return Plan(routers, tuple(deletions), verdicts, tuple(self.exits.gone), self.renumbered)
 
     def _spec(self, draft: Draft) -> VirtualRouterSpec:
         needed, needs, stored = self._needed(draft), draft.needs, draft.stored
         actives = self.world.actives(stored)
-        seen = PlannedFrom(actives[0].node, actives[0].report.term) if actives else PlannedFrom()
+        seen = PlannedFrom(actives[0].node, actives[0].report.term) if actives else stored.spec.planned_from
         spec = msgspec.structs.replace(
             stored.spec,
             addresses=draft.sorted_entries(),
-            candidates=candidates(self.atlas, needed, draft.nodes, stored if draft.exists else None),
+            candidates=candidates(
+                self.world, self.atlas, needed, draft.nodes, stored if draft.exists else None
+            ),
+            handover=self.handovers.get(draft.name),
             planned_from=seen,
             planner_epoch=max(self.world.epoch, stored.spec.planner_epoch),
         )

@@ -31,6 +31,7 @@ FIRST_QUIET_S = 0.02  # after a rest: one VirtualIP alone is planned at once
 QUIET_S = 0.05  # in a stream of changes
 LONGEST_WAIT_S = 0.5
 REST_S = 0.5  # without a plan for so long, the next change counts as the first
+TICK_S = 0.5  # between two looks at what depends on time alone
 PULSE_S = 5.0  # between two looks at the speakers' Leases
 RELIST_S = 240.0  # against objects whose deletion the watch never told
 RELIST_QUIET_S = 0.5
@@ -40,6 +41,7 @@ RETRY_S = (0.2, 5.0)  # after a write that failed: first and longest pause
 MOST_UNLUCKY = 1000
 EVENTS_KEPT = 500
 EVENTS_PER_S = 20.0
+EVENTS_AT_ONCE = 100  # after a rest: a node's death is told within a second
 
 
 class Planner:
@@ -94,7 +96,8 @@ class Planner:
 
     def _works(self) -> tuple[Coroutine[Any, Any, None], ...]:
         statuses = tuple(self._write_statuses() for _ in range(AT_ONCE - 2))
-        return (self._plan_for_ever(), self._watch_pulses(), self._relist(), self._tell_news(), *statuses)
+        clocks = (self._watch_pulses(), self._watch_clock(), self._relist())
+        return (self._plan_for_ever(), *clocks, self._tell_news(), *statuses)
 
     # --- planning -------------------------------------------------------------------------------
 
@@ -147,6 +150,9 @@ class Planner:
         good = await self._cluster.change_routers(thought.routers)
         if thought.routers:
             self._dirty.set()  # generations moved: what waits for a report must know which
+        if thought.renumbered is not None and good:
+            log.warning("VirtualRouter %s moves to another VRID: a stranger has its own", thought.renumbered)
+            self._cache.memory.renumbered(boottime_s())
         if good:
             self._say(thought.released)
         self._statuses = {(c.stored.namespace, c.stored.name): c for c in thought.statuses}
@@ -209,30 +215,31 @@ class Planner:
 
     async def _tell_news(self) -> None:
         """Kubernetes Events, at a pace that never hurts the API."""
+        credit, counted_s = float(EVENTS_AT_ONCE), boottime_s()
         while True:
-            if not self._news or self._statuses:  # statuses come first
+            if not self._news:
                 self._news_waits.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(1.0):
-                        await self._news_waits.wait()
-                if not self._news or self._statuses:
-                    continue
+                await self._news_waits.wait()
+            now_s = boottime_s()
+            credit = min(credit + (now_s - counted_s) * EVENTS_PER_S, EVENTS_AT_ONCE)
+            counted_s = now_s
+            if credit < 1 or self._statuses:  # statuses come first
+                await asyncio.sleep(1 / EVENTS_PER_S)
+                continue
+            credit -= 1
             vip, notice = self._news.popleft()
             await self._cluster.tell(
                 vip.namespace, event_body(notice, vip, _now("microseconds"), self._reporter)
             )
-            await asyncio.sleep(1 / EVENTS_PER_S)
 
     # --- the clock ------------------------------------------------------------------------------
 
     async def _watch_pulses(self) -> None:
-        """Who is silent is a matter of time: looks at the Leases, and again when the answer changed."""
-        known: object = None
+        """Reads the speakers' Leases; who is silent by them ``_watch_clock`` sees."""
         answered_s = boottime_s()
         while True:
             await asyncio.sleep(PULSE_S)
             if not self._election.leading:
-                known = None
                 continue
             try:
                 await self._cluster.list_pulses()
@@ -243,7 +250,17 @@ class Planner:
             if now_s - answered_s > 3 * PULSE_S:
                 self._cache.grace(now_s)
             answered_s = now_s
-            seen = (self._cache.live(now_s), self._cache.settling(now_s))
+
+    async def _watch_clock(self) -> None:
+        """What becomes true by time alone: a silence, an order that nobody obeyed."""
+        known: object = None
+        while True:
+            await asyncio.sleep(TICK_S)
+            now_s = boottime_s()
+            if not (self._election.leading and self._cache.complete):
+                known = None
+                continue
+            seen = (self._cache.live(now_s), self._cache.settling(now_s), self._cache.timely(now_s))
             if seen != known:
                 known = seen
                 self._dirty.set()
@@ -272,6 +289,7 @@ class _Thought:
     routers: tuple[changes.RouterChange, ...]
     statuses: tuple[changes.ApplyStatus, ...]
     released: tuple[tuple[Metadata, Notice], ...]
+    renumbered: str | None
 
 
 def _think(world: World, now: str) -> _Thought:
@@ -283,6 +301,7 @@ def _think(world: World, now: str) -> _Thought:
         routers=changes.router_changes(made),
         statuses=changes.status_changes(world, statuses),
         released=tuple(released(entry) for entry in made.released),
+        renumbered=made.renumbered,
     )
 
 

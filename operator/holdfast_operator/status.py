@@ -92,7 +92,8 @@ def _status(world: World, vip: Vip, verdict: Verdict, scene: _Scene | None, now:
         leader=order[0] if order else None,
         standbys=order[1:],
         active=tuple(Holder(s.node, s.report.interface, s.report.since) for s in holding),
-        last_failover=_last_failover(vip, holding),
+        last_failover=_last_failover(vip, verdict.router, holding),
+        move=verdict.move,
         conditions=tuple(_condition(vip, kind, said[kind], now) for kind in ConditionType),
     )
 
@@ -171,9 +172,26 @@ def _claiming(scene: _Scene, verdict: Verdict, report: RouterReport) -> bool:
 
 
 def _conflict(scene: _Scene | None, address: str) -> _Said:
-    for node, why in scene.failed.get(address, ()) if scene else ():
+    """Who claims it beside us: what keeps it from being held first, then who claims what is held."""
+    if scene is None:
+        return _Said("False", Reason.NO_CONFLICT, "nobody else claims it")
+    for node, why in scene.failed.get(address, ()):
         if why.reason in _CONFLICTS:
             return _Said("True", _known(why.reason), f"{node}: {why.message or why.reason}")
+    claims = [(s.node, c) for s in scene.actives for c in s.report.conflicts if c.address == address]
+    if claims:
+        node, worst = min(claims, key=lambda claim: claim[1].reason == Reason.ADDRESS_CLAIMED_BY_PEER)
+        peer = worst.reason == Reason.ADDRESS_CLAIMED_BY_PEER
+        reason = Reason.ADDRESS_CLAIMED_BY_PEER if peer else Reason.ADDRESS_CLAIMED
+        who = f"{worst.mac}, a NIC of another candidate," if peer else worst.mac
+        return _Said("True", reason, f"{who} answers for it since {worst.since}; {node} holds and defends it")
+    if scene.router.stranger is not None:
+        node, source = scene.router.stranger
+        vrid = scene.router.spec.virtual_router_id
+        words = (
+            f"{source or 'somebody'} sends adverts with VRID {vrid} of {scene.router.name}, as {node} hears"
+        )
+        return _Said("True", Reason.FOREIGN_ROUTER, words)
     return _Said("False", Reason.NO_CONFLICT, "nobody else claims it")
 
 
@@ -185,11 +203,21 @@ def _known(reason: str) -> Reason:
         return Reason.BIND_FAILED
 
 
-def _last_failover(vip: Vip, holding: tuple[Sighting, ...]) -> Transition | None:
-    """The new Active's own story, unless it happened before there was this VirtualIP."""
+def _last_failover(vip: Vip, router: str | None, holding: tuple[Sighting, ...]) -> Transition | None:
+    """The new Active's own story, unless it is another's, or from before the VirtualIP was in this router.
+
+    A report that says Active may still carry the story of an earlier takeover: its state began later.
+    """
+    known = vip.status.last_failover
     told = holding[0].report.last_transition if holding else None
-    if told is None or told.to != holding[0].node:
-        return vip.status.last_failover
-    if told.time[:19] < vip.metadata.creation_timestamp[:19]:
-        return vip.status.last_failover
-    return told
+    if told is None or told.to != holding[0].node or told.time < holding[0].report.since:
+        return known
+    if known is not None and known.time == told.time:
+        return told
+    scheduled = next((c for c in vip.status.conditions if c.type == ConditionType.SCHEDULED), None)
+    here_since = vip.metadata.creation_timestamp
+    if scheduled is not None and vip.status.virtual_router == router:
+        here_since = max(here_since, scheduled.last_transition_time)
+    elif vip.status.virtual_router is not None:
+        return known  # it has just come here from another router
+    return told if told.time[:19] >= here_since[:19] else known

@@ -16,6 +16,7 @@ from holdfast_speaker.settings import Settings
 _NODE_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _WRONG_USE: Final = 2
 _LEVELS: Final = ("debug", "info", "warning", "error")
+_MODES: Final = ("permissive", "enforce")
 _DESCRIPTION: Final = "Holds virtual IP addresses on this node: VRRPv3 on the segment, plans from Kubernetes."
 
 
@@ -37,6 +38,17 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         default="127.0.0.1:9441",
         help="HOST:PORT for Prometheus; empty: none (%(default)s)",
     )
+    say(
+        "--advert-keys",
+        type=Path,
+        metavar="DIR",
+        help="sign adverts with the keys in this directory (a mounted Secret): files named 1 to 255",
+    )
+    say(
+        "--advert-auth",
+        choices=_MODES,
+        help="with --advert-keys: permissive still obeys unsigned adverts, enforce refuses them (permissive)",
+    )
     say("--log-level", choices=_LEVELS, default="info", help="(%(default)s)")
     return parser
 
@@ -56,6 +68,8 @@ def settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
         parser.error("which node is this? Give --node NAME, or set NODE_NAME (spec.nodeName in a pod)")
     if not _NODE_NAME.fullmatch(said.node):
         parser.error(f"--node {said.node!r} is no name of a Kubernetes node: small letters, digits, - and .")
+    if said.advert_auth and said.advert_keys is None:
+        parser.error("--advert-auth needs keys: give --advert-keys DIR")
     return Settings(
         node=said.node,
         version=version(),
@@ -63,6 +77,8 @@ def settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
         run_dir=said.run_dir,
         metrics=_endpoint(parser, said.metrics_address),
         log_level=logging.getLevelNamesMapping()[said.log_level.upper()],
+        advert_keys=said.advert_keys,
+        advert_auth=said.advert_auth or "permissive",
     )
 
 

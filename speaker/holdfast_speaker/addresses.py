@@ -9,7 +9,6 @@ before Linux 5.18, which has no such mark, what this process bound.
 import asyncio
 import errno
 import logging
-import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -37,6 +36,7 @@ _LOOK_AGAIN_S: Final = 10.0
 _QUIET_S: Final = 0.005  # between two looks at NICs we know
 _CALM_S: Final = 0.1  # between two looks because of others: pods come and go
 _TROUBLE_S: Final = 1.0
+_MARKED_AT_ONCE: Final = 64
 _SKIP_STATISTICS: Final = netlink.attribute(29, struct.pack("=I", 8))  # IFLA_EXT_MASK, SKIP_STATS
 
 _T = TypeVar("_T")
@@ -96,6 +96,8 @@ class KernelAddresses:
         self._prepared: dict[int, frozenset[str]] = {}
         self._ours: set[tuple[int, str]] = set()
         self._done_since_look: list[tuple[int, str, bool]] = []
+        self._marks_known = False  # this kernel has them
+        self._marked_anew: dict[tuple[int, str], float] = {}
         self._links: dict[int, KernelLink] = {}
         self._surroundings: dict[int, Surroundings] = {}
         self._look_around_soon = asyncio.Event()
@@ -124,14 +126,18 @@ class KernelAddresses:
         if taken:
             ours = set(self._marked_now(index))
             errors |= self._send(index, [a for a in taken if a in ours], lambda requests, _: requests.renew)
-        fresh = False
+        fresh = [a for a in addresses if errors[a] == 0 and (index, a) not in self._ours]
         for address in addresses:
             if errors[address] == 0:
-                fresh = fresh or (index, address) not in self._ours
                 self._note(index, address, bound=True)
-        if fresh and self._news is not None:
-            self._news.soon()
-        return {address: _why_not(code) for address, code in errors.items() if code}
+        sixes = [socket.inet_pton(socket.AF_INET6, a) for a in fresh if ":" in a]
+        if sixes and not netlink.await_local(index, sixes):
+            log.warning("the kernel is slow to receive for %d new IPv6 addresses", len(sixes))
+        if fresh:
+            self._look_around_soon.set()  # whom the last copies' questions go to must not be 10 s old
+            if self._news is not None:
+                self._news.soon()
+        return {address: netlink.why_not(code) for address, code in errors.items() if code}
 
     def release(self, index: int, addresses: Sequence[str]) -> dict[str, str]:
         mine = [address for address in addresses if (index, address) in self._ours]
@@ -141,14 +147,14 @@ class KernelAddresses:
             if code in (0, errno.EADDRNOTAVAIL, errno.ENODEV):
                 self._note(index, address, bound=False)
             else:
-                failed[address] = _why_not(code)
+                failed[address] = netlink.why_not(code)
         return failed
 
     def refresh(self, index: int, addresses: Sequence[str]) -> None:
         """Only what is ours; what was lost meanwhile is told by the watch."""
         mine = [address for address in addresses if (index, address) in self._ours]
         errors = self._send(index, mine, lambda requests, _: requests.renew)
-        refused = {_why_not(code) for code in errors.values() if code not in (0, errno.ENODEV)}
+        refused = {netlink.why_not(code) for code in errors.values() if code not in (0, errno.ENODEV)}
         if refused:
             log.warning("refreshing %d addresses: %s", len(mine), ", ".join(sorted(refused)))
 
@@ -165,6 +171,15 @@ class KernelAddresses:
             for address, why in self.release(index, [a for i, a in left if i == index]).items():
                 log.error("cannot release %s: %s", address, why)
         return len(left)
+
+    def marked(self) -> frozenset[tuple[int, str]]:
+        """What an earlier life left bound; asked once, at start, so it may block."""
+        try:
+            bodies = netlink.dump_now(netlink.RTM_GETADDR, bytes(8))
+        except OSError as error:
+            log.error("cannot ask the kernel for addresses left behind: %s", error)
+            return frozenset()
+        return frozenset((a.index, a.address) for a in _read(snapshot.read_address, bodies) if a.mark == MARK)
 
     def surroundings(self, index: int) -> Surroundings:
         known = self._surroundings.get(index)
@@ -251,12 +266,30 @@ class KernelAddresses:
         chosen = {link.index for link in links}
         self._links.clear()
         self._links.update((link.index, link) for link in kernel_links if link.index in chosen)
+        self._mark_anew(addresses)
         present = {link.index for link in kernel_links}
         for index in set(self._prepared) - present:
             self._prepared.pop(index)
         for key in [key for key in self._requests if key[0] not in present]:
             self._requests.pop(key)
         return LinksSeen(links), bound
+
+    def _mark_anew(self, addresses: Iterable[KernelAddress]) -> None:
+        """Another program's "ip address replace" took our mark, and often the lifetime, off addresses.
+
+        Should we die like that they would stay for ever. Each at most once a second: it may do so again.
+        """
+        self._marks_known = self._marks_known or any(a.mark == MARK for a in addresses)
+        if not self._marks_known:
+            return
+        now = asyncio.get_running_loop().time()
+        recent = {key: at for key, at in self._marked_anew.items() if now - at < _TROUBLE_S}
+        bare = [a for a in addresses if a.mark != MARK and self._is_ours(a)]
+        bare = [a for a in bare if (a.index, a.address) not in recent][:_MARKED_AT_ONCE]
+        self._marked_anew = recent | {(a.index, a.address): now for a in bare}
+        for a in bare:
+            log.warning("another program replaced %s, held here: marked anew", a.address)
+            self.refresh(a.index, (a.address,))
 
     def _as_of_now(self, bound: set[tuple[int, str]]) -> frozenset[tuple[int, str]]:
         """The dump, corrected by what we bound and released while it was read."""
@@ -341,10 +374,9 @@ class _News:
 
 async def _within(event: asyncio.Event, seconds: float) -> None:
     if seconds > 0:
-        try:
-            await asyncio.wait_for(event.wait(), seconds)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):  # wait_for of Python 3.11 may swallow a cancellation
+                await event.wait()
 
 
 def _read(reader: Callable[[bytes], _T | None], bodies: Iterable[bytes]) -> list[_T]:
@@ -360,19 +392,3 @@ def _read(reader: Callable[[bytes], _T | None], bodies: Iterable[bytes]) -> list
 
 def _family(address: str) -> int:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
-def _why_not(code: int) -> str:
-    match code:
-        case errno.EEXIST:
-            return "the NIC has this address already, and not from Holdfast: remove it there"
-        case errno.ENODEV:
-            return "the NIC is gone"
-        case errno.EPERM:
-            return "not permitted: the speaker needs the capability NET_ADMIN"
-        case errno.ETIMEDOUT:
-            return "the kernel did not answer in time"
-        case errno.EACCES:
-            return "IPv6 is switched off on the NIC (net.ipv6.conf.*.disable_ipv6)"
-        case _:
-            return os.strerror(code)

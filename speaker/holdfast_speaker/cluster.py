@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from holdfast_api import kube, names
+from holdfast_api.answers import UNREADABLE
 from holdfast_api.backoff import delay_s
 from holdfast_api.decode import DecodeError, decode_router
 from holdfast_api.types import Metadata, Part, SpeakerStatus, VirtualRouter
@@ -73,7 +74,7 @@ def read_router(raw: msgspec.Raw) -> VirtualRouter | RouterRejected:
 def name_of(raw: msgspec.Raw) -> str:
     try:
         return _NAMED.decode(raw).metadata.name
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return ""
 
 

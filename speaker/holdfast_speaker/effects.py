@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What shall be done, said by the brain and carried out by the loop, in the order given.
 
-Effects say *ensure*: a Bind of what is bound is no error. Only Bind and Release come back as events
-(``Bound``, ``Released``), since only they can fail in a way that changes what the brain decides.
+Effects say *ensure*: a Bind of what is bound is no error. Only Bind, Release and Take come back as events
+(``Bound``, ``Released``, ``Taken``), since only they can fail in a way that changes what the brain decides.
 """
 
 from dataclasses import dataclass
@@ -36,10 +36,14 @@ class Hear:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Put this whole Ethernet frame on the NIC (adverts)."""
+    """Put this whole Ethernet frame on the NIC: an advert of this VRID, or (0) a question or an answer.
+
+    An advert that the fence holds back is told by ``LeaseLost``.
+    """
 
     index: int
     frame: bytes
+    virtual_router_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,4 +116,70 @@ class Count:
     amount: int = 1
 
 
-Effect = Prepare | Hear | Send | Announce | Bind | Release | Refresh | Report | SavePlan | Log | Count
+@dataclass(frozen=True, slots=True)
+class Cover:
+    """The kernel's fence stands on exactly these NICs: all that may be on a segment with our addresses."""
+
+    indexes: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """From now on the kernel's fence judges these addresses, on this NIC, by this VRID's lease.
+
+    The whole list for the VRID. While it is not taken, nothing changes for anybody.
+    """
+
+    virtual_router_id: int
+    index: int
+    lease_us: int
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unguard:
+    """Nothing of this VRID is or will be on a NIC here."""
+
+    virtual_router_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Open the fence for this VRID, unless it is later than ``until_us``; then hear what came in meanwhile.
+
+    Comes back as ``Taken``.
+    """
+
+    id: int
+    virtual_router_id: int
+    until_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """extend: re-arm a living lease; quiet: no more ARP and ND answers; silence: nothing in or out;
+    release: no fence any more, so that frames of stale clients are forwarded (semantics R4.4).
+    """
+
+    virtual_router_id: int
+    verb: Literal["extend", "quiet", "silence", "release"]
+
+
+Effect = (
+    Cover
+    | Guard
+    | Unguard
+    | Take
+    | Fence
+    | Prepare
+    | Hear
+    | Send
+    | Announce
+    | Bind
+    | Release
+    | Refresh
+    | Report
+    | SavePlan
+    | Log
+    | Count
+)

@@ -99,6 +99,25 @@ class Released:
 
 
 @dataclass(frozen=True, slots=True)
+class Taken:
+    """The effect ``Take`` with this ``id`` ended; what waited on the wire was told before."""
+
+    id: int
+    open: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLost:
+    """The kernel's fence held back an advert of this VRID.
+
+    ``removed``: no, another program removed the fence; it stands again, shut.
+    """
+
+    virtual_router_id: int
+    removed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TimerFired:
     """The deadline has come (or is past)."""
 
@@ -120,6 +139,8 @@ Event = (
     | FrameReceived
     | Bound
     | Released
+    | Taken
+    | LeaseLost
     | TimerFired
     | StopRequested
 )

@@ -27,6 +27,7 @@ _PACKET_MR_MULTICAST: Final = 0
 _PACKET_IGNORE_OUTGOING: Final = 23
 _SO_SNDBUFFORCE: Final = 32
 _SO_PRIORITY: Final = 12
+_SO_MARK: Final = 36
 _CONTROL: Final = 7  # TC_PRIO_CONTROL: adverts overtake the host's own traffic in its queues
 _OTHER_HOST: Final = 3  # sll_pkttype; 4 is our own outgoing
 _BUFFER: Final = 4 << 20
@@ -66,9 +67,11 @@ HEARD: Final = bpf.assemble(
 
 
 class Link:
-    """``ports.Wire`` on the kernel's packet sockets."""
+    """``ports.Wire`` on the kernel's packet sockets. What leaves carries ``mark`` (SO_MARK), if not 0."""
 
-    def __init__(self) -> None:
+    def __init__(self, mark: int = 0) -> None:
+        self._mark = mark
+        self._held_back: set[int] = set()
         self._ready = select.epoll()
         self._ears: dict[int, socket.socket] = {}
         self._by_fd: dict[int, int] = {}
@@ -94,6 +97,7 @@ class Link:
             self._deafen(index)
         for index in set(self._mouths) - indexes:
             self._mouths.pop(index).close()
+        self._held_back &= indexes
         self.mend()
 
     def mend(self) -> None:
@@ -127,15 +131,25 @@ class Link:
 
     def send(self, index: int, frames: Iterable[bytes]) -> int:
         sent = 0
+        self._held_back.discard(index)
         try:
             sock = self._mouths.get(index) or self._open_mouth(index)
             for frame in frames:
                 sock.send(frame)
                 sent += 1
         except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                self._held_back.add(index)
             if error.errno in (errno.ENXIO, errno.ENODEV) and index in self._mouths:
                 self._mouths.pop(index).close()
         return sent
+
+    def held_back(self, index: int) -> bool:
+        """Whether the last ``send`` on this NIC ended at a frame that the kernel dropped (ENOBUFS).
+
+        An egress hook did, such as a fence that is shut; or the NIC's queue is full.
+        """
+        return index in self._held_back
 
     # --- opening ------------------------------------------------------------------------------
 
@@ -177,6 +191,8 @@ class Link:
     def _open_mouth(self, index: int) -> socket.socket:
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
         try:
+            if self._mark:  # without it nothing of ours passes a fence: rather no socket at all
+                sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, struct.pack("=I", self._mark))
             sock.bind((socket.if_indextoname(index), 0))
         except OSError:
             sock.close()

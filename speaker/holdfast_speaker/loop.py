@@ -8,14 +8,14 @@ mistakes its own lateness for a peer's silence.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, assert_never
 
 from holdfast_speaker import collector, effects, events
 from holdfast_speaker.alarm import Alarm, now_us
 from holdfast_speaker.chores import Chores
 from holdfast_speaker.metrics import Metrics
-from holdfast_speaker.ports import Addresses, Brain, Cluster, Frames, Plan, Wire
+from holdfast_speaker.ports import Addresses, Brain, Cluster, Fence, Frames, Plan, Wire
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,8 @@ _FRAMES_BEFORE_DEADLINE: Final = 1024
 _SHORTEST_WAIT_US: Final = 1_000
 _CHORE_PAUSE_S: Final = 0.002
 _RESTART_S: Final = 1.0
-_STOP_S: Final = 2.0
+_STOP_S: Final = 4.0
+_FENCE_REFRESH_S: Final = 10.0
 _LAST_REPORT_S: Final = 1.0
 _FAILURES: Final = 10  # of the brain, within
 _FAILURES_US: Final = 60_000_000
@@ -41,14 +42,18 @@ class Loop:
         wire: Wire,
         addresses: Addresses,
         frames: Frames,
+        fence: Fence,
         cluster: Cluster,
         plan: Plan,
         metrics: Metrics,
+        beside: Iterable[Callable[[], Awaitable[None]]] = (),
     ) -> None:
         self._brain = brain
+        self._beside = tuple(beside)
         self._wire = wire
         self._addresses = addresses
         self._frames = frames
+        self._fence = fence
         self._cluster = cluster
         self._plan = plan
         self._metrics = metrics
@@ -73,6 +78,8 @@ class Loop:
             self._cluster.run,
             self._plan.run,
             self._collect,
+            self._refresh_fence,
+            *self._beside,
         )
         tasks = [asyncio.create_task(self._for_ever(work)) for work in beside]
         await self._over.wait()
@@ -81,6 +88,7 @@ class Loop:
         if self._chore_timer is not None:
             self._chore_timer.cancel()
         left = await self._addresses.release_everything()
+        self._fence.close()
         if left:
             log.warning("%d addresses were still bound at the end: released", left)
         await self._cluster.flush(_LAST_REPORT_S)
@@ -91,7 +99,7 @@ class Loop:
         return 1 if self._broken else 0
 
     def stop(self) -> None:
-        """Give up what is held, then end; at the latest after 2 s. Asked a second time: end now."""
+        """Give up what is held, then end; at the latest after 4 s. Asked a second time: end now."""
         if self._stopping:
             self._over.set()
             return
@@ -117,9 +125,7 @@ class Loop:
                 self._brain_failed(event)
                 continue
             for effect in wanted:
-                outcome = self._run_effect(effect)
-                if outcome is not None:
-                    waiting.append(outcome)
+                waiting.extend(self._run_effect(effect))
         if self._stopping and self._brain.stopped:
             self._over.set()
 
@@ -162,20 +168,32 @@ class Loop:
 
     # --- effects ----------------------------------------------------------------------------------
 
-    def _run_effect(self, effect: effects.Effect) -> events.Event | None:
-        """Do one effect; the event that tells its outcome, where it has one."""
+    def _run_effect(self, effect: effects.Effect) -> Iterable[events.Event]:
+        """Do one effect; what came of it, where the brain must know."""
         match effect:
-            case effects.Send(index, frame):
-                self._metrics.frames_lost(1 - self._wire.send(index, (frame,)))
+            case effects.Send():
+                return self._send(effect)
             case effects.Announce(index, form, addresses):
                 self._announce(index, form, addresses)
+            case effects.Take():
+                return self._take(effect)
+            case effects.Fence():
+                self._turn_fence(effect)
+            case effects.Guard(virtual_router_id, index, lease_us, addresses):
+                self._fence.guard(virtual_router_id, index, lease_us, addresses)
+            case effects.Unguard(virtual_router_id):
+                self._fence.unguard(virtual_router_id)
             case effects.Bind(id_, index, addresses):
                 failed = self._addresses.bind(index, addresses)
                 bound = tuple(address for address in addresses if address not in failed)
-                return events.Bound(id_, bound, tuple(failed.items()))
+                return (events.Bound(id_, bound, tuple(failed.items())),)
             case effects.Release(id_, index, addresses):
                 self._chores.forget(index, addresses)
-                return events.Released(id_, tuple(self._addresses.release(index, addresses).items()))
+                kept = self._addresses.release(index, addresses)
+                for address in addresses:
+                    if address not in kept:
+                        self._fence.adopt(address)
+                return (events.Released(id_, tuple(kept.items())),)
             case effects.Refresh(index, addresses):
                 self._chores.refresh(index, addresses)
                 self._start_chores()
@@ -185,6 +203,8 @@ class Loop:
                 self._frames.prepare(index, addresses, forwarding=forwarding)
             case effects.Hear(indexes):
                 self._wire.hear(indexes)
+            case effects.Cover(indexes):
+                self._fence.cover(indexes)
             case effects.Report(status):
                 self._metrics.routers(router.state for router in status.routers)
                 self._cluster.report(status)
@@ -197,7 +217,37 @@ class Loop:
                 self._metrics.count(metric, label, amount)
             case _:
                 assert_never(effect)
-        return None
+        return ()
+
+    def _send(self, effect: effects.Send) -> Iterable[events.Event]:
+        """An advert that did not leave: the NIC's queue was full, or the fence is shut."""
+        sent = self._wire.send(effect.index, (effect.frame,))
+        self._metrics.frames_lost(1 - sent)
+        number = effect.virtual_router_id
+        if sent or not number or self._fence.fault or self._fence.alive(number):
+            return ()
+        return (events.LeaseLost(number),)
+
+    def _take(self, effect: effects.Take) -> Iterable[events.Event]:
+        """What waits on the wire is heard first: a live Active in it undoes the decision."""
+        late = now_us() > effect.until_us
+        is_open = not late and self._fence.take(effect.virtual_router_id)
+        waiting: list[events.Event] = []
+        while len(waiting) < _FRAMES_BEFORE_DEADLINE and (frames := self._wire.drain(_FRAMES_PER_TURN)):
+            waiting += [events.FrameReceived(index, frame) for index, frame in frames]
+        return (*waiting, events.Taken(effect.id, is_open))
+
+    def _turn_fence(self, effect: effects.Fence) -> None:
+        number = effect.virtual_router_id
+        match effect.verb:
+            case "extend":
+                self._fence.extend(number)
+            case "quiet":
+                self._fence.quiet(number)
+            case "silence":
+                self._fence.silent(number)
+            case "release":
+                self._fence.release(number)
 
     def _announce(self, index: int, form: effects.Form, addresses: tuple[str, ...]) -> None:
         if form == "ask":
@@ -225,7 +275,15 @@ class Loop:
             if isinstance(seen, events.LinksSeen):
                 self._frames.see(seen.interfaces)
             self._wire.mend()
+            for virtual_router_id in self._fence.mend():
+                self.feed(events.LeaseLost(virtual_router_id, removed=True))
             self.feed(seen)
+
+    async def _refresh_fence(self) -> None:
+        """What is guarded is forgotten by the kernel a minute after a speaker's death, like its addresses."""
+        while True:
+            await asyncio.sleep(_FENCE_REFRESH_S)
+            self._fence.refresh()
 
     async def _watch_cluster(self) -> None:
         async for event in self._cluster.events():

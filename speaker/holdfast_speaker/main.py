@@ -10,27 +10,37 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
 from typing import Final
 
+from holdfast_api.conditions import Reason
 from holdfast_api.kube import Config, ConfigError, Kube
+from holdfast_api.types import Condition
 from holdfast_speaker import collector
 from holdfast_speaker.addresses import KernelAddresses
 from holdfast_speaker.alarm import now_us
 from holdfast_speaker.cluster import ApiCluster
+from holdfast_speaker.fence import KernelFence, jiffy_us
 from holdfast_speaker.frames import ScapyFrames
+from holdfast_speaker.keys import KeyFiles, KeysError
 from holdfast_speaker.link import Link
 from holdfast_speaker.loop import Loop
 from holdfast_speaker.metrics import Metrics
 from holdfast_speaker.node import Node
 from holdfast_speaker.plan_file import PlanFile
 from holdfast_speaker.settings import Settings
+from holdfast_speaker.units import MILLISECOND_US
+from holdfast_speaker.vrrp.seal import Seal
+from holdfast_speaker.vrrp.timing import least_interval_us
 
 log = logging.getLogger("holdfast_speaker")
 
 _WRONG_USE: Final = 2
 _NEEDED: Final = {"NET_ADMIN": 12, "NET_RAW": 13}  # linux/capability.h
 _FIFO_PRIORITY: Final = 10
+_SHORTEST_US: Final = 10 * MILLISECOND_US
+LEAST_UNHURRIED_US: Final = 50 * MILLISECOND_US  # without SCHED_FIFO a busy host is late by 20 ms at times
 _NICENESS: Final = -10
 _LOG_QUEUE: Final = 10_000  # records; beyond, they are dropped rather than waited for
 
@@ -48,25 +58,49 @@ def run(settings: Settings) -> int:
     listener = _log_through_a_thread(settings.log_level)
     try:
         return asyncio.run(_live(settings, config))
+    except KeysError as error:
+        return _refuse(f"--advert-keys: {error}")
     finally:
         listener.stop()
 
 
 async def _live(settings: Settings, config: Config) -> int:
+    wall_offset_us = time.time_ns() // 1000 - now_us()
+    keys: KeyFiles | None = None
+    seal: Seal | None = None
+    if settings.advert_keys is not None:
+        seal = Seal(settings.advert_auth, wall_offset_us=wall_offset_us)
+        keys = KeyFiles(settings.advert_keys, seal)
+        keys.start()
     metrics = Metrics(settings.version, settings.node)
     _serve(metrics, settings.metrics)
-    _hurry()
-    link, addresses = Link(), KernelAddresses()
-    wall_offset_us = time.time_ns() // 1000 - now_us()
+    prompt = _hurry()
+    fence, addresses = KernelFence(), KernelAddresses()
+    fence.open(address for _, address in addresses.marked())  # silent from here on, whatever comes
+    link = Link(fence.mark)
+    tick_us = jiffy_us()
+    least_us = least_interval_us(tick_us)
+    if not prompt:
+        least_us = max(least_us, LEAST_UNHURRIED_US)
     async with Kube(config, f"holdfast-speaker/{settings.version}") as api:
         loop = Loop(
-            Node(settings.node, settings.version, wall_offset_us=wall_offset_us),
+            Node(
+                settings.node,
+                settings.version,
+                wall_offset_us=wall_offset_us,
+                jiffy_us=tick_us,
+                least_interval_us=least_us,
+                seal=seal,
+                preflight=tuple(_faults(fence.fault, least_us, prompt=prompt)),
+            ),
             wire=link,
             addresses=addresses,
+            fence=fence,
             frames=ScapyFrames(),
             cluster=ApiCluster(api, settings.node, lambda up: metrics.api(up=up)),
             plan=PlanFile(settings.run_dir, settings.node),
             metrics=metrics,
+            beside=() if keys is None else (keys.run,),
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, loop.stop)
@@ -98,17 +132,33 @@ def missing_capabilities(effective: int) -> list[str]:
     return [name for name, bit in _NEEDED.items() if not effective >> bit & 1]
 
 
-def _hurry() -> None:
-    """Run before others where SYS_NICE allows it; threads and children do not inherit it."""
+def _hurry() -> bool:
+    """Run before others where SYS_NICE allows it, and whether it does; threads do not inherit it."""
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(_FIFO_PRIORITY))
     except OSError:
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
-        log.info(
-            "no real-time scheduling (it needs the capability SYS_NICE): advert intervals below 50 ms "
-            "may be missed on a busy node"
+        return False
+    return True
+
+
+def _faults(fence_fault: str, least_us: int, *, prompt: bool) -> Iterable[Condition]:
+    """What this host does not give us, for the Speaker object and the log."""
+    now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    if fence_fault:
+        words = (
+            f"{fence_fault}: a speaker that dies here goes on answering until its addresses' lifetime ends"
         )
+        log.warning("%s: %s", Reason.FENCE_UNAVAILABLE, words)
+        yield Condition("Fence", "False", Reason.FENCE_UNAVAILABLE.value, words, 0, now)
+    if least_us > _SHORTEST_US:
+        why = "the kernel's tick allows no shorter lease"
+        if not prompt:
+            why = "no real-time scheduling (it needs the capability SYS_NICE)"
+        words = f"adverts go out each {least_us // MILLISECOND_US} ms at the most: {why}"
+        log.info("%s: %s", Reason.INTERVAL_RAISED, words)
+        yield Condition("FastAdverts", "False", Reason.INTERVAL_RAISED.value, words, 0, now)
 
 
 # --- outside --------------------------------------------------------------------------------------

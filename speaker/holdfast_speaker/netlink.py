@@ -9,8 +9,10 @@ linux/rtnetlink.h, linux/if_addr.h, linux/if_link.h, linux/neighbour.h.
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Final
 
@@ -21,6 +23,7 @@ RTM_GETLINK: Final = 18
 RTM_NEWADDR: Final = 20
 RTM_DELADDR: Final = 21
 RTM_GETADDR: Final = 22
+_RTM_NEWROUTE: Final = 24
 RTM_GETROUTE: Final = 26
 RTM_GETNEIGH: Final = 30
 
@@ -38,7 +41,11 @@ _SO_RCVBUFFORCE: Final = 33
 _GROUPS: Final = 0x1 | 0x10 | 0x100  # RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 
 _IFA_PROTO: Final = 11
+_RTA_DST, _RTA_IIF = 1, 3
+_RTN_LOCAL: Final = b"\x02"
 _ANSWER_SECONDS: Final = 2
+_LOCAL_SECONDS: Final = 0.05
+_LOCAL_PAUSE_SECONDS: Final = 0.0002
 _BATCH: Final = 64  # acks of one batch fit the default receive buffer many times over
 _DUMP_RETRIES: Final = 3
 
@@ -94,16 +101,16 @@ class Requests:
             self._sock = sock
         return self._sock
 
-    def send(self, messages: Sequence[bytes]) -> list[int]:
+    def send(self, wanted: Sequence[bytes]) -> list[int]:
         """The kernel's errno for each message, 0 for done. Never raises; no answer is ETIMEDOUT."""
         answers: list[int] = []
-        for start in range(0, len(messages), _BATCH):
-            batch = messages[start : start + _BATCH]
+        for start in range(0, len(wanted), _BATCH):
+            batch = wanted[start : start + _BATCH]
             try:
                 answers += self._exchange(self._open(), batch)
             except OSError as error:
                 code = errno.ETIMEDOUT if isinstance(error, TimeoutError) else error.errno or errno.EIO
-                answers += [code] * (len(messages) - len(answers))
+                answers += [code] * (len(wanted) - len(answers))
                 self.close()
                 break
         return answers
@@ -119,7 +126,7 @@ class Requests:
         missing = len(batch)
         while missing:
             answer = sock.recv(65536)
-            for kind, _, sequence, body in _messages(answer):
+            for kind, _, sequence, body in messages(answer):
                 place = sequence - first
                 if kind == _NLMSG_ERROR and 0 <= place < len(batch):
                     answers[place] = -struct.unpack_from("=i", body)[0]
@@ -130,7 +137,7 @@ class Requests:
 _NATIVE: Final = "little" if socket.htons(1) != 1 else "big"
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     """(type, flags, sequence, body) of each message in a datagram."""
     start = 0
     while start + 16 <= len(data):
@@ -163,7 +170,8 @@ async def _dump_once(kind: int, body: bytes) -> AsyncIterator[tuple[list[bytes],
         sock.setblocking(False)
         sock.send(request(kind, NLM_F_DUMP, body))
         while True:
-            data = await asyncio.wait_for(loop.sock_recv(sock, 65536), _ANSWER_SECONDS)
+            async with asyncio.timeout(_ANSWER_SECONDS):  # wait_for of Python 3.11 may swallow a cancellation
+                data = await loop.sock_recv(sock, 65536)
             found, consistent, done = _slice(kind, data)
             yield found, consistent
             if done:
@@ -184,6 +192,35 @@ def dump_now(kind: int, body: bytes) -> list[bytes]:
     return bodies
 
 
+def await_local(index: int, addresses: Sequence[bytes], at_most_s: float = _LOCAL_SECONDS) -> bool:
+    """Wait until what comes in on the NIC for these IPv6 addresses is delivered here; False: not in time.
+
+    Linux acknowledges a new address before it receives for it: a kernel thread makes its route, 0 to 10 ms
+    later on a busy machine. Who is told of the address earlier loses packets. So it blocks.
+    """
+    until = time.monotonic() + at_most_s
+    with contextlib.closing(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)) as sock:
+        sock.settimeout(at_most_s)
+        for address in addresses:
+            body = bytes((socket.AF_INET6, 128, *bytes(10)))  # rtmsg
+            body += attribute(_RTA_DST, address) + attribute(_RTA_IIF, struct.pack("=i", index))
+            query = request(RTM_GETROUTE, 0, body)
+            while not _is_local(sock, query):
+                if time.monotonic() > until:
+                    return False
+                time.sleep(_LOCAL_PAUSE_SECONDS)
+    return True
+
+
+def _is_local(sock: socket.socket, query: bytes) -> bool:
+    try:
+        sock.send(query)
+        answer = sock.recv(65536)
+    except OSError:
+        return False
+    return any(kind == _RTM_NEWROUTE and body[7:8] == _RTN_LOCAL for kind, _, _, body in messages(answer))
+
+
 def _dump_socket() -> socket.socket:
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
     sock.bind((0, 0))
@@ -196,7 +233,7 @@ def _slice(kind: int, data: bytes) -> tuple[list[bytes], bool, bool]:
     """One datagram of a dump: its bodies, whether the kernel calls it consistent, whether it is the last."""
     found: list[bytes] = []
     consistent = True
-    for answer, flags, _, content in _messages(data):
+    for answer, flags, _, content in messages(data):
         consistent = consistent and not flags & NLM_F_DUMP_INTR
         if answer == _NLMSG_DONE:
             return found, consistent, True
@@ -240,7 +277,7 @@ class Monitor:
             except OSError:
                 lost = True
                 continue
-            for _kind, _, _, body in _messages(data):
+            for _kind, _, _, body in messages(data):
                 if len(body) >= 8:  # ifinfomsg and ifaddrmsg both have the index at byte 4
                     indexes.add(struct.unpack_from("=i", body, 4)[0])
         return indexes, lost
@@ -263,3 +300,22 @@ def _not_our_refresh(mark: int) -> bpf.Program:
         "drop",
         bpf.give(0),
     )
+
+
+def why_not(code: int) -> str:
+    """The kernel's errno for an address, in words for whoever reads the fault."""
+    match code:
+        case errno.EEXIST:
+            return "the NIC has this address already, and not from Holdfast: remove it there"
+        case errno.ENODEV:
+            return "the NIC is gone"
+        case errno.EPERM:
+            return "not permitted: the speaker needs the capability NET_ADMIN"
+        case errno.ETIMEDOUT:
+            return "the kernel did not answer in time"
+        case errno.EACCES:
+            return "IPv6 is switched off on the NIC (net.ipv6.conf.*.disable_ipv6)"
+        case errno.EINVAL:
+            return "refused as invalid: an IPv6 address needs a NIC with an MTU of 1,280 bytes or more"
+        case _:
+            return os.strerror(code)

@@ -46,7 +46,7 @@ class PlanFile:
             plan = self._read()
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.DecodeError, ValueError) as error:
+        except (OSError, msgspec.DecodeError, ValueError, RecursionError) as error:
             log.warning("%s is ignored: %s; the plan will come from the API", self._path, error)
             return None
         return plan

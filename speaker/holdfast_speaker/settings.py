@@ -4,11 +4,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``environ`` tells the way to the API; ``metrics`` is host and port, or None for no metrics."""
+    """``environ`` tells the way to the API; ``metrics`` is host and port, or None for no metrics.
+
+    ``advert_keys`` is the directory with the keys, or None for adverts without a trailer.
+    """
 
     node: str
     version: str
@@ -16,3 +20,5 @@ class Settings:
     run_dir: Path
     metrics: tuple[str, int] | None
     log_level: int
+    advert_keys: Path | None = None
+    advert_auth: Literal["permissive", "enforce"] = "permissive"

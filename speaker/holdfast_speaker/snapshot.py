@@ -180,7 +180,7 @@ def read_gateways(body: bytes) -> list[tuple[int, str]]:
 
 def _hops(family: int, route: dict[int, bytes]) -> list[tuple[int, str]]:
     found: list[tuple[int, str]] = []
-    if 4 in route and 5 in route:  # RTA_OIF, RTA_GATEWAY
+    if 4 in route and len(route.get(5, b"")) in (4, 16):  # RTA_OIF, RTA_GATEWAY
         found.append((_INT.unpack(route[4])[0], text(route[5])))
     hops = route.get(9, b"")  # RTA_MULTIPATH: struct rtnexthop and its attributes
     start = 0
@@ -189,7 +189,7 @@ def _hops(family: int, route: dict[int, bytes]) -> list[tuple[int, str]]:
         if length < 8:
             break
         inner = dict(attributes(hops, start + 8, min(start + length, len(hops))))
-        if 5 in inner and family in (socket.AF_INET, socket.AF_INET6):
+        if len(inner.get(5, b"")) in (4, 16) and family in (socket.AF_INET, socket.AF_INET6):
             found.append((index, text(inner[5])))
         start += (length + 3) & ~3
     return found

@@ -2,7 +2,8 @@
 """Speakers without a network: they read VirtualRouters and write the reports that real ones would write.
 
 So the operator's tests need no hosts: the first living candidate of each router is Active, a dead one
-falls silent (no report, no Lease), and the next takes over with a higher term.
+falls silent (no report, no Lease), and the next takes over with a higher term. Orders to hand over are
+obeyed at once, but by the stubborn.
 """
 
 import threading
@@ -17,6 +18,7 @@ from tests.rig.controlplane import ControlPlane
 LEASES: Final = "holdfast-speakers"
 POLL_S: Final = 0.03
 RENEW_S: Final = 2.0
+SINCE: Final = "2026-11-22T10:00:00.000000Z"
 
 
 def timestamp() -> str:
@@ -32,6 +34,10 @@ class Puppets:
         self.names = names
         self.dead: set[str] = set()
         self.deaf: set[str] = set()  # they live, but see no new plan
+        self.stubborn: set[str] = set()  # they hand nothing over
+        self.claimed: dict[str, tuple[str, str]] = {}  # address -> MAC and reason of somebody else's claim
+        self.strangers: dict[str, set[int]] = {}  # node -> VRIDs that it hears
+        self._obeyed: dict[tuple[str, str], str] = {}  # (node, router) -> the order
         self._reports: dict[str, dict[str, Object]] = {name: {} for name in names}
         self._terms: dict[str, int] = {}
         self._stories: dict[str, Object] = {}
@@ -105,26 +111,55 @@ class Puppets:
             self._active[f"{name}/{meta['uid']}"] = active
             self._terms[name] = self._terms.get(name, 0) + 1
             self._story(name, before, active)
+        self._obey(node, name, router)
+        active = self._active[f"{name}/{meta['uid']}"]
         state = "Active" if active == node else "Backup"
         held = [a["address"] for a in spec["addresses"] if a["state"] == "Held"] if state == "Active" else []
         changed = not same or known.get("state") != state
+        since = self._stories[name]["time"] if state == "Active" else timestamp()
         report: dict[str, Any] = {
             "name": name,
             "uid": meta["uid"],
             "observedGeneration": meta["generation"],
             "state": state,
             "term": self._terms[name],
-            "since": timestamp() if changed else known["since"],
+            "since": since if changed else known["since"],
             "interface": "eth0",
             "held": held,
+            "handover": self._obeyed.get((node, name), ""),
         }
         if state == "Active":
             report["lastTransition"] = self._stories[name]
+            report["conflicts"] = self._conflicts(held)
+        else:
+            report["hears"] = active
         mine[name] = report
 
-    def _story(self, router: str, before: str | None, now: str) -> None:
-        told: Object = {"to": now, "reason": "ActiveSilent" if before else "FirstActive", "time": timestamp()}
-        if before:
+    def _obey(self, node: str, name: str, router: Object) -> None:
+        """Once for each order, and only by the Active whom it names."""
+        order, key = router["spec"].get("handover"), f"{name}/{router['metadata']['uid']}"
+        if order is None or order["from"] != node or self._active[key] != node or node in self.stubborn:
+            return
+        if self._obeyed.get((node, name)) != order["id"]:
+            self._obeyed[node, name] = order["id"]
+            if order["to"] not in self.dead:
+                self._active[key] = order["to"]
+                self._terms[name] += 1
+                self._story(name, node, order["to"], planned=True)
+
+    def _conflicts(self, held: list[str]) -> list[Object]:
+        return [
+            {"address": a, "mac": self.claimed[a][0], "reason": self.claimed[a][1], "since": SINCE}
+            for a in held
+            if a in self.claimed
+        ]
+
+    def _story(self, router: str, before: str | None, now: str, *, planned: bool = False) -> None:
+        reason = "HandedOver" if planned else "ActiveSilent" if before else "FirstActive"
+        told: Object = {"to": now, "reason": reason, "time": timestamp()}
+        if planned:
+            told |= {"from": before, "detectionMilliseconds": 0, "takeoverMilliseconds": 2}
+        elif before:
             told |= {"from": before, "detectionMilliseconds": 302, "takeoverMilliseconds": 4}
         self._stories[router] = told
 
@@ -138,7 +173,16 @@ class Puppets:
             "listened": True,
         }
         reports = [self._reports[node][name] for name in sorted(self._reports[node])]
-        status = {"version": "puppet", "interfaces": [nic], "routers": reports}
+        heard = [
+            {"interface": "eth0", "virtualRouterID": vrid, "source": "192.0.2.99"}
+            for vrid in sorted(self.strangers.get(node, ()))
+        ]
+        status = {
+            "version": "puppet",
+            "interfaces": [nic],
+            "routers": reports,
+            "heardVirtualRouterIDs": heard,
+        }
         if self._sent.get(node) != status:
             self._api.merge("Speaker", node, {"status": status}, part="/status")
             self._sent[node] = status

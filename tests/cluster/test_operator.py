@@ -2,134 +2,35 @@
 """The operator against a real API server, with its own token and rights; the speakers are puppets."""
 
 import json
-import os
 import socket
-import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 
 from tests.cluster.puppets import Puppets
-from tests.rig.api import Object, condition
+from tests.cluster.questions import (
+    NODES,
+    Operator,
+    accepted_reason,
+    at_rest,
+    condition_of,
+    events_of,
+    holder,
+    our_writes,
+    ready,
+    router_of,
+    served,
+    vip,
+    wait,
+)
+from tests.rig.api import condition
 from tests.rig.controlplane import ControlPlane
 from tests.rig.process import Process
-from tests.rig.run import Run, dying_with_parent
 
 pytestmark = pytest.mark.cluster
-
-T = TypeVar("T")
-BIN = Path(sys.executable).parent
-NODES = ("n1", "n2", "n3")
-Operator = Callable[..., Process]
-
-
-def wait(what: str, ask: Callable[[], T], timeout_s: float = 15.0) -> T:
-    """Polls until the answer is true."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        answer = ask()
-        if answer:
-            return answer
-        time.sleep(0.01)
-    raise AssertionError(f"not within {timeout_s:g} s: {what}")
-
-
-def vip(name: str, address: str, **spec: Any) -> Object:
-    return {
-        "apiVersion": "holdfast.dev/v1alpha1",
-        "kind": "VirtualIP",
-        "metadata": {"name": name, "namespace": "default"},
-        "spec": {"address": address, **spec},
-    }
-
-
-def status_of(plane: ControlPlane, name: str) -> Object:
-    found = plane.api.get("VirtualIP", name) or {}
-    status: Object = found.get("status") or {}
-    return status
-
-
-def ready(plane: ControlPlane, name: str) -> Object:
-    """Its status when it is Ready, else nothing."""
-    found = plane.api.get("VirtualIP", name)
-    status: Object = (found or {}).get("status") or {}
-    return status if condition(found, "Ready").get("status") == "True" else {}
-
-
-def our_writes(plane: ControlPlane, since: int) -> list[str]:
-    """What the operator wrote since then, but for its Lease."""
-    return [
-        f"{w.verb} {w.resource}/{w.subresource} {w.name} {w.code}"
-        for w in plane.writes(since)
-        if w.user.endswith(":holdfast-operator") and w.resource != "leases"
-    ]
-
-
-@pytest.fixture
-def operator(clean_cluster: ControlPlane, run: Run, tmp_path: Path) -> Iterator[Operator]:
-    """Starts operators by name; their logs are in the failure's output."""
-    started: list[Process] = []
-
-    def start(name: str, *flags: str) -> Process:
-        kubeconfig = clean_cluster.operator_kubeconfig(tmp_path / f"{name}.kubeconfig")
-        argv = [str(BIN / "holdfast-operator"), "--kubeconfig", str(kubeconfig), *flags]
-        env = {k: v for k, v in os.environ.items() if k != "KUBECONFIG"}
-        process = run.start(f"{name}-{tmp_path.name}", dying_with_parent(argv), env=env)
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.resume()
-        process.kill()
-        print(f"--- {process.name}\n{process.tail(60)}")
-
-
-@pytest.fixture
-def puppets(clean_cluster: ControlPlane) -> Iterator[Puppets]:
-    admin = json.loads(clean_cluster.kubeconfig.read_text())["users"][0]["user"]["token"]
-    with Puppets(clean_cluster, NODES, clean_cluster.api.as_user(admin)) as made:
-        yield made
-
-
-def holder(plane: ControlPlane) -> str:
-    lease = plane.api.get("Lease", "holdfast-operator", "holdfast-system") or {}
-    return str((lease.get("spec") or {}).get("holderIdentity") or "")
-
-
-def at_rest(plane: ControlPlane, *, quiet_s: float = 2.0, timeout_s: float = 20.0) -> int:
-    """Waits until the operator has written nothing for a while; a mark of that moment."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        mark: int = plane.mark()
-        time.sleep(quiet_s)
-        if not our_writes(plane, mark):
-            return mark
-    raise AssertionError(f"the operator keeps writing: {our_writes(plane, mark)[-5:]}")
-
-
-def router_of(plane: ControlPlane) -> Object:
-    (router,) = plane.api.items("VirtualRouter")
-    return router
-
-
-def served(plane: ControlPlane, kind: str) -> bool:
-    code: int = plane.api.raw("GET", plane.api.path(kind))[0]
-    return code == 200
-
-
-def condition_of(plane: ControlPlane, name: str, kind: str) -> Object:
-    return condition(plane.api.get("VirtualIP", name), kind)
-
-
-def accepted_reason(plane: ControlPlane, name: str) -> str:
-    return str(condition_of(plane, name, "Accepted").get("reason", ""))
 
 
 @pytest.mark.usefixtures("puppets")
@@ -307,10 +208,7 @@ def test_when_the_active_dies_status_and_events_follow(
             if s and s["active"][0]["node"] != dead and s["leader"] != dead
         ],
     )[0]
-    events = wait(
-        "the Event",
-        lambda: [e for e in clean_cluster.api.items("Event", "default") if e["reason"] == "FailedOver"],
-    )
+    events = wait("the Event", lambda: events_of(clean_cluster, "web", "FailedOver"))
 
     assert [holder["node"] for holder in told["active"]] == [status["standbys"][0]]
     assert told["leader"] == status["standbys"][0]

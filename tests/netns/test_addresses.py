@@ -171,6 +171,14 @@ def test_ipv6_switched_off_on_the_nic_is_said(on_a: tuple[Net, KernelAddresses, 
     assert "disable_ipv6" in door.bind(index, ["2001:db8::10"])["2001:db8::10"]
 
 
+def test_an_mtu_too_small_for_ipv6_is_said(on_a: tuple[Net, KernelAddresses, int]) -> None:
+    net, door, index = on_a
+    net.ip("a", "link set eth0 mtu 1279")
+    errors = door.bind(index, ["2001:db8::10", "192.0.2.10"])
+    assert list(errors) == ["2001:db8::10"]
+    assert "1,280" in errors["2001:db8::10"]
+
+
 def test_1000_addresses_are_bound_and_released_in_one_batch(on_a: tuple[Net, KernelAddresses, int]) -> None:
     net, door, index = on_a
     many = [f"10.0.{i // 250}.{i % 250 + 1}" for i in range(1000)]
@@ -204,6 +212,29 @@ def test_a_flushed_address_is_told_within_milliseconds(on_a: tuple[Net, KernelAd
     late_ms = asyncio.run(story())
     print(f"told {late_ms:.1f} ms after ip returned")
     assert late_ms < 500
+
+
+def test_what_another_program_replaced_is_marked_anew_at_once(
+    on_a: tuple[Net, KernelAddresses, int],
+) -> None:
+    """``ip address replace`` leaves it without our mark and, as here, for ever."""
+    net, door, index = on_a
+    mine = {"192.0.2.10": "/32 scope link", "2001:db8::10": "/128 nodad"}
+    door.bind(index, list(mine))
+
+    async def replace() -> None:
+        async with watching(door) as told:
+            for address, how in mine.items():
+                prefix, _, rest = how.partition(" ")
+                net.ip("a", f"addr replace {address}{prefix} dev eth0 {rest} valid_lft forever")
+            before = len(told)
+            await until(lambda: len(told) > before)
+            assert latest(told)[1] == {(index, address) for address in mine}
+            await until(lambda: all(shown(net, a)["valid_life_time"] == 30 for a in mine), 2.0)
+            async with watching(KernelAddresses()) as others:  # told by the mark alone
+                assert latest(others)[1] == {(index, address) for address in mine}
+
+    asyncio.run(replace())
 
 
 def test_binding_is_seen_once_and_refreshing_wakes_nobody(on_a: tuple[Net, KernelAddresses, int]) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The packet sockets against the kernel: what is heard, what is not, and NICs that go away."""
 
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -190,7 +191,35 @@ def test_a_full_queue_loses_frames_and_says_how_many(on_a: tuple[Net, Link, int]
         "nft",
         "table netdev t { chain c { type filter hook egress device eth0 priority 0; policy drop; }; }",
     )
+    assert not link.held_back(index)
     assert link.send(index, [V4_ADVERT] * 10) == 0
+    assert link.held_back(index)
+    net.run("a", "nft", "delete table netdev t")
+    assert link.send(index, [V4_ADVERT]) == 1
+    assert not link.held_back(index)
+
+
+def test_what_does_not_leave_because_the_nic_is_down_was_not_held_back(on_a: tuple[Net, Link, int]) -> None:
+    net, link, index = on_a
+    net.ip("a", "link set eth0 down")
+    assert link.send(index, [V4_ADVERT]) == 0
+    assert not link.held_back(index)
+
+
+@pytest.mark.parametrize(("mark", "passed"), [(0, 0), (0xBA000112, 2)])
+def test_what_leaves_carries_the_mark(pair: Net, mark: int, passed: int) -> None:
+    """The fence tells our adverts from those of other programs by it."""
+    counts = "meta mark 0xba000112 counter accept; meta mark 0 counter accept; counter drop"
+    hook = "type filter hook egress device eth0 priority 0"
+    chains = f"chain d {{ {counts}; }}; chain c {{ {hook}; ip protocol 112 jump d; }};"
+    pair.run("a", "nft", f"table netdev t {{ {chains} }}")
+    with pair.inside("a"):
+        link = Link(mark)
+        index = socket.if_nametoindex("eth0")
+        assert link.send(index, [V4_ADVERT, ARP_QUESTION, V4_ADVERT]) == 3
+        link.close()
+    told = pair.run("a", "nft", "list chain netdev t d")
+    assert [int(n) for n in re.findall(r"counter packets (\d+)", told)] == [passed, 2 - passed, 0]
 
 
 def test_a_burst_is_drained_in_bounded_batches(on_a: tuple[Net, Link, int]) -> None:

@@ -1,92 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole speakers on hosts of their own, driven by the plan of a last run: the API is away all the time.
-
-Confined as in their pods: NET_ADMIN and NET_RAW alone, no new privileges, /proc/sys read-only.
-"""
+"""Whole speakers on hosts of their own (``tests.rig.fleet``): what one holds, leaves and costs."""
 
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from holdfast_api.types import Candidate, Metadata, Owner, RouterAddress, VirtualRouter, VirtualRouterSpec
-from holdfast_speaker.plan_file import PlanFile
-from tests.rig.hosts import Host
-from tests.rig.network import Segment, wait_for_dad
+from tests.rig.fleet import V4, V6, Fleet, router
 from tests.rig.probe import Probe
 from tests.rig.run import Run
 
 pytestmark = pytest.mark.netns
-
-V4, V6 = "192.0.2.100", "fd00:192:0:2::100"
-NOWHERE = """\
-apiVersion: v1
-kind: Config
-current-context: x
-contexts: [{name: x, context: {cluster: x, user: x}}]
-clusters: [{name: x, cluster: {server: "https://127.0.0.1:1"}}]
-users: [{name: x, user: {token: x}}]
-"""
-
-
-def router(number: int, *addresses: str, interval_ms: int = 100) -> VirtualRouter:
-    """h1 leads, h2 and h3 follow; none of the addresses is new to the cluster."""
-    return VirtualRouter(
-        metadata=Metadata(name=f"vr-{number}", uid=f"uid-{number}", generation=1),
-        spec=VirtualRouterSpec(
-            virtual_router_id=number,
-            addresses=tuple(
-                RouterAddress(address=a, owner=Owner("default", f"vip-{a}", f"u-{a}"), claimed=True)
-                for a in addresses
-            ),
-            candidates=(Candidate("h1", 250), Candidate("h2", 248), Candidate("h3", 240)),
-            advert_interval_milliseconds=interval_ms,
-        ),
-    )
-
-
-class Fleet:
-    """A switch, a client and three hosts with speakers that share a plan."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.segment = Segment(run)
-        self.client = run.add_namespace("client")
-        self.segment.connect("client", 250, port="client", careful=False)
-        self.hosts = [Host(run, f"h{i}", self.segment, 10 + i) for i in (1, 2, 3)]
-        wait_for_dad([host.namespace for host in self.hosts])
-
-    def start(
-        self, *routers: VirtualRouter, capabilities: tuple[str, ...] = ("net_admin", "net_raw")
-    ) -> None:
-        self.routers, self.capabilities = routers, capabilities
-        for host in self.hosts:
-            self.start_host(host)
-
-    def start_host(self, host: Host) -> None:
-        PlanFile(host.run_folder / "holdfast", host.name).save(self.routers, ())
-        host.kubeconfig.write_text(NOWHERE)
-        host.start_speaker(capabilities=self.capabilities)
-
-    def until(self, what: str, look: Callable[[], object], seconds: float = 20.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not look():
-            logs = "\n".join(f"{host.name}:\n{host.speaker_log()}" for host in self.hosts)
-            assert time.monotonic() < deadline, f"not in time: {what}\n{logs}"
-            time.sleep(0.01)
-
-    def holders(self, address: str = V4) -> list[str]:
-        return [host.name for host in self.hosts if host.holds(address)]
-
-    def until_held(self, *addresses: str) -> Host:
-        """Until exactly one host holds each; the host of the first."""
-        self.until("each held once", lambda: all(len(self.holders(a)) == 1 for a in addresses))
-        name = self.holders(addresses[0])[0]
-        return next(host for host in self.hosts if host.name == name)
 
 
 @pytest.fixture

@@ -9,8 +9,13 @@
     network       namespaces, the switch, the cables and what can be wrong with them
     hosts         a host: a namespace with a NIC, a /run of its own, and a confined speaker
     probe         the client that asks 1,000 times a second and knows how long nobody answered
+    witness       a station that asks each 5 ms who has an address, and notes when two answer
+    fleet         hosts whose speakers live on a kept plan, without any API
     cluster       all of it together, with verbs; what the stories, the demo and the benchmark use
+    receiver      a small device with an ARP and ND cache of its own will
+    rfc_peer      a small VRRPv3 peer that knows only the RFC checksum; frames that are wrong on purpose
     setup, demo   ``make setup`` and ``make demo``
+    bench         ``make bench``: contestants (over peers), faults, figures
 
 Nothing here runs in production. Every run has an id (``hf-1a2b``) in each path and namespace it makes,
 and removes only what carries it; two runs at once never meet.

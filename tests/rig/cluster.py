@@ -142,7 +142,7 @@ class Cluster:
     def api(self) -> Api:
         return self.control_plane.api
 
-    def start_operator(self, name: str = "op1") -> Process:
+    def start_operator(self, name: str = "op1", *flags: str) -> Process:
         """Starts (again) an operator: nobody, no capability, read-only disk, token of its service account."""
         folder = self.run.folder / "operators" / name / "run"
         secrets = folder / SECRETS
@@ -151,7 +151,7 @@ class Cluster:
         for path in secrets.iterdir():
             shutil.chown(path, NOBODY, NOBODY)
         inside = Confinement(netns=self.control, run_folder=folder, hostname=name, uid=NOBODY)
-        argv = inside.argv([str(BIN / "holdfast-operator")])
+        argv = inside.argv([str(BIN / "holdfast-operator"), *flags])
         env = program_environment() | {"POD_NAME": name}
         self.operators[name] = self.run.start(f"operator-{name}", argv, env=env)
         return self.operators[name]

@@ -8,6 +8,7 @@ not do: a packet socket hears a frame before the ingress hook drops it.)
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -65,6 +66,20 @@ class Cable:
         self._port.to_host["tcp"] = f"{family} saddr {address} tcp sport {port} drop"
         self._load()
 
+    def deafen_to(self, *macs: str) -> None:
+        """Nothing that these stations send comes through to this one; no MAC: all of it does again."""
+        self._deafen_to(macs)
+        self._load()
+
+    def _deafen_to(self, macs: Sequence[str]) -> None:
+        self._port.to_host.pop("stations", None)
+        if macs:
+            self._port.to_host["stations"] = f"ether saddr {{ {', '.join(macs)} }} drop"
+
+    def lose_adverts(self, direction: Direction = "both") -> None:
+        """VRRP (protocol 112) alone doesn't come through."""
+        self._fault("adverts", "meta l4proto 112 drop", direction)
+
     def unplug(self) -> None:
         """The port goes down: both ends lose their carrier."""
         command("ip", "-n", self._port.namespace, "link", "set", self._port.device, "down")
@@ -74,10 +89,20 @@ class Cable:
 
     def mend(self) -> None:
         """No fault any more."""
-        self._port.from_host.clear()
-        self._port.to_host.clear()
+        self.script_without_faults()
         self._load()
         self.plug()
+
+    def script_without_faults(self) -> str:
+        """The transaction of ``mend``, for whoever makes one of many."""
+        self._port.from_host.clear()
+        self._port.to_host.clear()
+        return self._port.script()
+
+    def script_without(self, macs: Sequence[str]) -> str:
+        """The transaction of ``deafen_to``, for whoever makes one of many."""
+        self._deafen_to(macs)
+        return self._port.script()
 
     def _fault(self, name: str, rule: str, direction: Direction) -> None:
         if direction in ("both", "out"):
@@ -90,6 +115,14 @@ class Cable:
         """One transaction: a crash is a moment, not a sequence."""
         nft = in_namespace(netns_path(self._port.namespace), ["nft", "-f", "-"])
         command(*nft, stdin=self._port.script())
+
+
+@dataclass(frozen=True, slots=True)
+class Station:
+    """Who is on a cable."""
+
+    cable: Cable
+    mac: str
 
 
 class Segment:
@@ -109,6 +142,23 @@ class Segment:
     def addresses(self, number: int) -> tuple[str, str]:
         """The station's IPv4 and IPv6 address, without prefix lengths."""
         return str(self.v4[number]), str(self.v6[number])
+
+    def part(self, *sides: Sequence[Station]) -> None:
+        """From one moment on no side hears another. One side with everybody: the segment is whole again."""
+        scripts = []
+        for side in sides:
+            foreign = [each.mac for other in sides if other is not side for each in other]
+            for station in side:
+                scripts.append(station.cable.script_without(foreign))
+        self._load(scripts)
+
+    def mend(self, cables: Sequence[Cable]) -> None:
+        """None of their faults any more, in one moment."""
+        self._load([cable.script_without_faults() for cable in cables])
+
+    def _load(self, scripts: Sequence[str]) -> None:
+        nft = in_namespace(netns_path(self.namespace), ["nft", "-f", "-"])
+        command(*nft, stdin="".join(scripts))
 
     def connect(
         self, station: str, number: int, *, port: str, nic: str = "eth0", careful: bool = True

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The peers that Debian ships, on the rig's hosts: keepalived and ucarp, each in its usual clothes.
 
-Neither preempts, as Holdfast by default: a host that comes back stays standby.
+Neither preempts unless told so, as Holdfast by default: a host that comes back stays standby.
 """
 
 import shutil
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.rig.hosts import Host
+from tests.rig.process import Process
 from tests.rig.run import RigError
 
 
@@ -21,8 +22,55 @@ def require(program: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Instance:
+    """One virtual router as keepalived is told of it. ``interval_ms`` None: its default, 1 s.
+
+    The family is that of the addresses. IPv6 lists the link-local address of RFC 9568 7.3 first, as our
+    adverts do: keepalived up to 2.2.7 drops adverts that list other addresses than its own.
+    """
+
+    virtual_router_id: int
+    priority: int
+    addresses: tuple[str, ...]
+    interval_ms: int | None = 100
+    preempt: bool = False
+
+    def configuration(self, device: str) -> str:
+        six = ":" in self.addresses[0]
+        bound = [f"{address}/{128 if six else 32}" for address in self.addresses]
+        if six:
+            bound.insert(0, f"fe80::200:5eff:fe00:{0x200 + self.virtual_router_id:x}/128")
+        settings = [
+            "state BACKUP",
+            "" if self.preempt else "nopreempt",
+            f"interface {device}",
+            f"virtual_router_id {self.virtual_router_id}",
+            f"priority {self.priority}",
+            f"advert_int {self.interval_ms / 1000:g}" if self.interval_ms else "",
+            "virtual_ipaddress {",
+            *(f"  {cidr}" for cidr in bound),
+            "}",
+        ]
+        body = "".join(f"  {setting}\n" for setting in settings if setting)
+        return f"vrrp_instance rig{self.virtual_router_id} {{\n{body}}}\n"
+
+
+def start_keepalived(host: Host, *instances: Instance) -> Process:
+    """keepalived, VRRPv3, with these virtual routers on the host's first NIC."""
+    folder = _folder(host, "keepalived")
+    configuration = folder / "keepalived.conf"
+    defaults = "global_defs {\n  vrrp_version 3\n  router_id rig\n}\n"
+    each = [instance.configuration(host.cable.device) for instance in instances]
+    configuration.write_text("".join((defaults, *each)))
+    argv = [require("keepalived"), "--vrrp", "--dont-fork", "--log-console", "--log-detail"]
+    argv += ["--use-file", str(configuration)]
+    argv += ["--pid", str(folder / "pid"), "--vrrp_pid", str(folder / "vrrp.pid")]
+    return host.start("keepalived", argv)
+
+
+@dataclass(frozen=True, slots=True)
 class Keepalived:
-    """keepalived, VRRPv3. ``interval_ms`` None: its default, 1 s."""
+    """keepalived with one virtual router. ``interval_ms`` None: its default, 1 s."""
 
     address: str
     interval_ms: int | None = None
@@ -37,20 +85,7 @@ class Keepalived:
         return 1.5 + 4 * (self.interval_ms or 1000) / 1000
 
     def start(self, host: Host, rank: int) -> None:
-        folder = _folder(host, "keepalived")
-        interval = f"advert_int {self.interval_ms / 1000:g}" if self.interval_ms else ""
-        configuration = folder / "keepalived.conf"
-        configuration.write_text(
-            "global_defs {\n  vrrp_version 3\n  router_id rig\n}\n"
-            "vrrp_instance rig {\n"
-            f"  state BACKUP\n  nopreempt\n  interface {host.cable.device}\n  virtual_router_id 77\n"
-            f"  priority {200 - 50 * rank}\n  {interval}\n"
-            f"  virtual_ipaddress {{\n    {self.address}/32\n  }}\n}}\n"
-        )
-        argv = [require("keepalived"), "--vrrp", "--dont-fork", "--log-console", "--log-detail"]
-        argv += ["--use-file", str(configuration)]
-        argv += ["--pid", str(folder / "pid"), "--vrrp_pid", str(folder / "vrrp.pid")]
-        host.start("keepalived", argv)
+        start_keepalived(host, Instance(77, 200 - 50 * rank, (self.address,), self.interval_ms))
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ class Answers:
     doubled: int  # requests that more than one answer came to
     gaps: tuple[Gap, ...]  # those above 5 ms, in order
     late_ms: float = 0.0  # how late the prober itself was at worst: what it can't tell apart
+    silent_ms: float = 0.0  # at the end: from the last answered request to the last one
 
 
 # --- the side that asks for it ----------------------------------------------------------------------
@@ -224,6 +225,7 @@ class Target:
             "doubled": sum(1 for count in self.answers if count > 1),
             "gaps": [_gap(g) for g in self.gaps],
             "late_ms": round(late_ms, 3),
+            "silent_ms": round((times[-1] - times[answered[-1]]) * 1000, 3) if answered else 0.0,
         }
 
 

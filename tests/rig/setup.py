@@ -34,8 +34,15 @@ PROGRAMS = {
     "mount": "mount",
     "keepalived": "keepalived",
     "ucarp": "ucarp",
+    "dbus-daemon": "dbus",
+    "networkctl": "systemd",
+    "NetworkManager": "network-manager",
 }
-SERVICES = ("keepalived",)  # installed to be measured beside us, never to run on this machine by itself
+# Debian package -> services; installed for the tests, never to run on this machine by itself
+SERVICES = {
+    "keepalived": ("keepalived",),
+    "network-manager": ("NetworkManager", "NetworkManager-dispatcher", "NetworkManager-wait-online"),
+}
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 
@@ -127,7 +134,7 @@ def install(packages: list[str]) -> None:
         if ours:
             POLICY.unlink()
     if shutil.which("systemctl"):
-        for service in (s for s in SERVICES if s in packages):
+        for service in (s for package in packages for s in SERVICES.get(package, ())):
             subprocess.run(["systemctl", "disable", "-q", service], check=False, stderr=subprocess.DEVNULL)
     left = missing_packages()
     if left:

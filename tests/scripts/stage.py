@@ -4,13 +4,21 @@
 node a                                    a speaker that starts now
 link eth0 10.0.0.1/24 fe80::1/64          its NIC (``down``: no carrier; ``nolink``: none at all)
 plan vr-51 10.0.0.100 claimed 10.0.0.101 candidates=a:250,b:248 interval=100 failback=Never
-                                          an object of the API (words after an address are about it)
+                                          an object of the API (words after an address are about it;
+                                          handover=ID,FROM,TO is an order)
 list | change vr-51 | delete vr-51 | confirm | restore | reject vr-51 WHY
 advert from=10.0.0.2 vrid=51 priority=248 lists=10.0.0.100
-claim 10.0.0.100 02:00:00:00:00:99        an ARP or ND frame that says so
+asks from=10.0.0.3 vrid=51                another candidate wants to know whether we hear the Active
+                                          (``hearing``: it does hear somebody)
+hears from=10.0.0.3 vrid=51 | hearsnot from=10.0.0.3 vrid=51     its answer to us
+claim 10.0.0.100 02:00:00:00:00:99        an ARP or ND frame that says so, to all
+answer 10.0.0.254 02:00:00:00:00:fe       the same to us alone
+question 10.0.0.30 02:00:00:00:00:30 10.0.0.100       who has the last one? an IPv4 host wants to know
+waits advert from=10.0.0.2 ...            comes in, but is read only while the fence is being opened
 frame HEX                                 any frame at all
 seen 10.0.0.100                           the kernel's list of addresses with our mark
-bind fails WHY | bind works | bind takes 500ms
+bind fails WHY | bind works | bind takes 500ms | fence fails | fence works | fence takes 150ms
+lost 51                                   the kernel's fence held back an advert
 run 400ms                                 time passes, deadlines are served
 wait 1h                                   the same, telling only of what is bound, released, reported
 sleep 2s                                  time passes, and the process does not run
@@ -22,6 +30,7 @@ from ipaddress import ip_address
 from holdfast_api.types import (
     Candidate,
     Failback,
+    Handover,
     Interface,
     Metadata,
     Owner,
@@ -33,8 +42,10 @@ from holdfast_api.types import (
 from holdfast_speaker import effects as do
 from holdfast_speaker import events as on
 from holdfast_speaker.node import Node
-from holdfast_speaker.vrrp.advert import Advert, build, listing
-from tests.sim import text, wire
+from holdfast_speaker.vrrp import inquiry
+from holdfast_speaker.vrrp.advert import Advert, build, listing, parse
+from tests.scripts import telling
+from tests.sim import wire
 
 INDEX = 2
 START_US = 1_000_000
@@ -54,6 +65,11 @@ def mac(name: str) -> str:
     return f"02:00:00:00:00:{NODES[name]:02x}"
 
 
+def mac_of(source: bytes) -> bytes:
+    """A candidate's, where its number says so."""
+    return bytes((2, 0, 0, 0, 0, source[-1] if source[-1] in NODES.values() else 0x99))
+
+
 class Stage:
     """``lines`` is what the brain did; ``effects`` the same as values."""
 
@@ -66,7 +82,10 @@ class Stage:
         self.effects: list[do.Effect] = []
         self.bind_fails = ""
         self.bind_takes_us = 0
-        self._adverts: dict[bytes, int] = {}
+        self.fence_works = True
+        self.fence_takes_us = 0
+        self.waiting: list[on.Event] = []
+        self._again: list[bytes] = []
         self._shown: set[bytes] = set()
 
     def perform(self, command: str) -> None:
@@ -88,30 +107,36 @@ class Stage:
                 answers.append(on.Bound(effect.id, () if failed else effect.addresses, failed))
             elif isinstance(effect, do.Release):
                 answers.append(on.Released(effect.id))
+            elif isinstance(effect, do.Take):
+                self.now_us += self.fence_takes_us
+                answers += self.waiting
+                self.waiting.clear()
+                answers.append(on.Taken(effect.id, self.fence_works and self.now_us <= effect.until_us))
         for answer in answers:
             self.handle(answer)
 
     def _tell(self, effect: do.Effect) -> None:
         if isinstance(effect, do.Send) and effect.frame in self._shown:
-            self._adverts[effect.frame] = self._adverts.get(effect.frame, 0) + 1
+            self._again.append(effect.frame)
             return
-        line = text.effect(effect)
-        if line is None or isinstance(effect, do.SavePlan | do.Hear | do.Prepare):
+        line = telling.effect(effect)
+        if line is None:
             return
-        if isinstance(effect, do.Send):
+        if isinstance(effect, do.Send) and not telling.is_resignation(effect.frame):
             self._shown.add(effect.frame)
-        self._count_adverts()
+        self._count_frames()
         self.lines.append(f"{(self.now_us - START_US) / 1e6:.3f} {line}")
 
-    def _count_adverts(self) -> None:
-        total = sum(self._adverts.values())
-        if total:
-            self.lines.append(f"      ... {total} more adverts like before")
-        self._adverts.clear()
+    def _count_frames(self) -> None:
+        if self._again:
+            only = all(isinstance(parse(frame), Advert) for frame in self._again)
+            kind = "adverts" if only else "frames"
+            self.lines.append(f"      ... {len(self._again)} more {kind} like before")
+        self._again.clear()
 
     def close(self) -> list[str]:
         """The lines since the last time."""
-        self._count_adverts()
+        self._count_frames()
         self._shown.clear()
         lines, self.lines = self.lines, []
         return lines
@@ -157,6 +182,7 @@ class Stage:
                 int(settings.get("interval", "100")),
                 FAILBACK[settings.get("failback", "Never")],
                 int(settings.get("delay", "300")),
+                handover=Handover(*settings["handover"].split(",")) if "handover" in settings else None,
                 planned_from=PlannedFrom(settings.get("active"), int(settings.get("term", "0"))),
             ),
         )
@@ -191,6 +217,14 @@ class Stage:
         )
 
     def _advert(self, words: list[str]) -> None:
+        self.handle(self._heard_advert(words))
+
+    def _waits(self, words: list[str]) -> None:
+        assert words[0] == "advert"
+        self.waiting.append(self._heard_advert(words[1:]))
+
+    @staticmethod
+    def _heard_advert(words: list[str]) -> on.FrameReceived:
         settings = dict(word.split("=", 1) for word in words)
         source = ip_address(settings["from"])
         family = source.version
@@ -206,11 +240,51 @@ class Stage:
             listing(family, vrid, listed, 1500),
             settings.get("checksum") == "rfc",
         )
-        self.handle(on.FrameReceived(INDEX, build(advert, bytes.fromhex("020000000099"))))
+        return on.FrameReceived(INDEX, build(advert, mac_of(source.packed)))
+
+    def _asks(self, words: list[str]) -> None:
+        self._inquire([word for word in words if "=" in word], inquiry.QUESTION, hears="hearing" in words)
+
+    def _hears(self, words: list[str]) -> None:
+        self._inquire(words, inquiry.ANSWER, hears=True)
+
+    def _hearsnot(self, words: list[str]) -> None:
+        self._inquire(words, inquiry.ANSWER)
+
+    def _inquire(self, words: list[str], kind: int, *, hears: bool = False) -> None:
+        settings = dict(word.split("=", 1) for word in words)
+        source = ip_address(settings["from"])
+        number = NODES[self.name]
+        target = ip_address(f"10.0.0.{number}" if source.version == 4 else f"fe80::{number}")
+        said = inquiry.Inquiry(
+            kind,
+            4 if source.version == 4 else 6,
+            source.packed,
+            target.packed,
+            int(settings["vrid"]),
+            hears=hears,
+        )
+        own = bytes.fromhex(mac(self.name).replace(":", ""))
+        frame = inquiry.build(said, mac=mac_of(source.packed), to_mac=own)
+        self.handle(on.FrameReceived(INDEX, frame))
 
     def _claim(self, words: list[str]) -> None:
         address, sender = words
         self.handle(on.FrameReceived(INDEX, wire.claim(address, bytes.fromhex(sender.replace(":", "")))))
+
+    def _answer(self, words: list[str]) -> None:
+        address, sender = words
+        own = bytes.fromhex(mac(self.name).replace(":", ""))
+        frame = bytearray(own + wire.claim(address, bytes.fromhex(sender.replace(":", "")))[6:])
+        if frame[12:14] == b"\x08\x06":
+            frame[20:22] = b"\0\2"  # a reply
+        self.handle(on.FrameReceived(INDEX, bytes(frame)))
+
+    def _question(self, words: list[str]) -> None:
+        address, sender, asked = words
+        frame = bytearray(wire.claim(address, bytes.fromhex(sender.replace(":", ""))))
+        frame[38:42] = wire.packed(asked)
+        self.handle(on.FrameReceived(INDEX, bytes(frame)))
 
     def _frame(self, words: list[str]) -> None:
         self.handle(on.FrameReceived(INDEX, bytes.fromhex("".join(words))))
@@ -221,6 +295,13 @@ class Stage:
     def _bind(self, words: list[str]) -> None:
         self.bind_fails = " ".join(words[1:]) if words[0] == "fails" else ""
         self.bind_takes_us = duration_us(words[1]) if words[0] == "takes" else 0
+
+    def _fence(self, words: list[str]) -> None:
+        self.fence_works = words[0] != "fails"
+        self.fence_takes_us = duration_us(words[1]) if words[0] == "takes" else 0
+
+    def _lost(self, words: list[str]) -> None:
+        self.handle(on.LeaseLost(int(words[0])))
 
     def _run(self, words: list[str]) -> None:
         until_us = self.now_us + duration_us(words[0])

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What must never be, and what must be again after the last fault."""
 
-from ipaddress import ip_address
-
-from holdfast_speaker.vrrp.advert import Advert, parse
+from holdfast_speaker.vrrp.router import State
 from tests.sim.host import SimHost
 from tests.sim.world import World
 
 DELAYS_US = 60_000  # the loop's lateness, netlink, the wire, twice over, and the watcher's own round
+LEASE_ADVERTS = 3
+CEDED_US = 1_500_000
+SILENT_US = 3_000_000
+PLANLESS_US = 15_000_000  # after a start: ten seconds without a plan, and what follows
 LOST_ADVERTS = 8  # in a row, at the simulator's worst loss: one in 10**10
 
 
@@ -19,6 +21,10 @@ def held_by(world: World, address: str) -> list[SimHost]:
     return [host for host in world.hosts if host.kernel.holds(address, world.now_us)]
 
 
+def answered_by(world: World, address: str) -> list[SimHost]:
+    return [host for host in world.hosts if host.kernel.answers(address, world.now_us)]
+
+
 def addresses(world: World) -> dict[str, int]:
     """Each planned address with its router's advert interval."""
     return {
@@ -28,11 +34,63 @@ def addresses(world: World) -> dict[str, int]:
     }
 
 
-class OneHolder:
-    """Two speakers that run and hear each other never hold one address longer than the bound.
+def heard_by_a_third(world: World, address: str, one: SimHost, other: SimHost) -> bool:
+    """They hear each other in one direction only, but another candidate hears both, and they it."""
+    if world.loss or not (world.reaches(one.name, other.name) or world.reaches(other.name, one.name)):
+        return False
+    routers = [r for r in world.routers.values() if any(a.address == address for a in r.spec.addresses)]
+    nodes = {candidate.node for router in routers for candidate in router.spec.candidates}
+    return (
+        one.name in nodes
+        and other.name in nodes
+        and any(
+            third.name in nodes
+            and third.is_awake(world.now_us)
+            and world.connected(third, one)
+            and world.connected(third, other)
+            for third in world.hosts
+            if third is not one and third is not other
+        )
+    )
 
-    The bound: the winner's adverts reach the loser, were eight of them lost. A host whose speaker is stopped
-    or dead, or whose loop the kernel blocks, does not count: the fence of a later issue silences it.
+
+class Silent:
+    """What a running speaker leaves on a NIC without answering for it, it has a reason for; for seconds."""
+
+    def __init__(self) -> None:
+        self._since_us: dict[tuple[str, str], int] = {}
+
+    def __call__(self, world: World) -> None:
+        mute = {
+            (host.name, address)
+            for host in world.hosts
+            for address in host.kernel.bound
+            if host.is_awake(world.now_us)
+            and host.kernel.holds(address, world.now_us)
+            and not host.kernel.answers(address, world.now_us)
+        }
+        self._since_us = {key: self._since_us.get(key, world.now_us) for key in sorted(mute)}
+        ceded = {
+            (host.name, address)
+            for host in world.hosts
+            for address, owner in host.kernel.owners.items()
+            if owner in host.kernel.quiet
+        }
+        started_us = {host.name: host.started_us for host in world.hosts}
+        for (host, address), since_us in self._since_us.items():
+            fresh = world.now_us - started_us[host] < PLANLESS_US
+            lasted_us = world.now_us - since_us
+            if lasted_us > (CEDED_US if (host, address) in ceded else SILENT_US) and not fresh:
+                raise WrongError(
+                    f"{host} has {address} without answering for it, for {lasted_us / 1e6:.1f} s"
+                )
+
+
+class OneHolder:
+    """Two hosts that hear each other never answer for one address longer than the bound.
+
+    Two that are awake: the winner's adverts reach the loser, were eight of them lost. If one of them is
+    stopped, dead or blocked: what is left of its lease, which adverts that were lost can make overlap.
     """
 
     def __init__(self) -> None:
@@ -42,19 +100,51 @@ class OneHolder:
     def __call__(self, world: World) -> None:
         known = addresses(world)
         seen: set[tuple[str, str, str]] = set()
+        asleep: set[str] = set()
         for address in known:
-            holders = [host for host in held_by(world, address) if host.is_awake(world.now_us)]
+            holders = answered_by(world, address)
             for at, one in enumerate(holders):
                 for other in holders[at + 1 :]:
-                    if world.connected(one, other):
+                    if world.connected(one, other) or heard_by_a_third(world, address, one, other):
                         seen.add((address, one.name, other.name))
+        for host in world.hosts:
+            if not host.is_awake(world.now_us):
+                asleep.add(host.name)
         self._since_us = {key: self._since_us.get(key, world.now_us) for key in sorted(seen)}
         for (address, first, second), since_us in self._since_us.items():
             lasted_us = world.now_us - since_us
             self.longest_us = max(self.longest_us, lasted_us)
             slowest_us = max(known[address], *world.recent_intervals_us.get(address, (0,)))
-            if lasted_us > LOST_ADVERTS * slowest_us + DELAYS_US:
-                raise WrongError(f"{first} and {second} both hold {address} for {lasted_us / 1e6:.3f} s")
+            adverts = LEASE_ADVERTS if {first, second} & asleep else LOST_ADVERTS
+            if lasted_us > adverts * slowest_us + DELAYS_US:
+                raise WrongError(
+                    f"{first} and {second} both answer for {address} for {lasted_us / 1e6:.3f} s"
+                )
+
+
+class Respected:
+    """Nobody takes over from an Active that he must have heard: alive, connected, undisturbed, not going.
+
+    Under failback Never, and without losses: else this may be what is wanted.
+    """
+
+    def __call__(self, world: World, host: SimHost, virtual_router_id: int, at_us: int) -> None:
+        name = f"vr-{virtual_router_id}"
+        router = world.routers.get(name)
+        if router is None or world.loss or router.spec.failback != "Never" or host.plan.get(name) != router:
+            return  # who has another plan may have another failback
+        calm_us = 6 * router.spec.advert_interval_milliseconds * 1000 + DELAYS_US
+        if at_us - world.disturbed_us < calm_us:
+            return
+        for other in world.hosts:
+            since_us = other.kernel.leases.get(virtual_router_id, (at_us, 0))[0]
+            if other is host or not other.is_awake(at_us) or not world.connected(host, other):
+                continue
+            instance = other.node._routers.instances.get(router.metadata.name) if other.node else None
+            if instance is None or instance.router.state is not State.ACTIVE or instance.router.resigning:
+                continue
+            if other.kernel.alive(virtual_router_id, at_us) and at_us - since_us > calm_us:
+                raise WrongError(f"{host.name} takes vr-{virtual_router_id} from {other.name}, which is well")
 
 
 class Planned:
@@ -65,37 +155,30 @@ class Planned:
         for router in host.plan.values():
             named = any(candidate.node == host.name for candidate in router.spec.candidates)
             listed = any(each.address == address and each.state == "Held" for each in router.spec.addresses)
-            if listed and (named or not router.spec.candidates):
+            if listed and (named or not router.spec.candidates or _stays_active(host, router.metadata.name)):
                 return
         raise WrongError(f"{host.name} binds {address}, which its plan does not give it")
 
 
+def _stays_active(host: SimHost, router: str) -> bool:
+    """The plan dropped it, but nobody has taken over yet."""
+    instance = host.node._routers.instances.get(router) if host.node is not None else None
+    return instance is not None and instance.router.state is State.ACTIVE
+
+
 class Probed:
-    """An address new to the cluster is asked for three times, and 200 ms of silence, before it is listed.
+    """An address new to the cluster is asked for three times, and 200 ms of silence, before it is bound."""
 
-    Listed comes before bound; and what one Active lists, the next one takes without asking.
-    """
-
-    def __init__(self) -> None:
-        self._listed: set[bytes] = set()
-
-    def __call__(self, world: World, host: SimHost, frame: bytes, at_us: int) -> None:
-        advert = parse(frame)
-        assert isinstance(advert, Advert), advert
-        if advert.priority == 0:
-            return
-        for packed in advert.addresses()[1 if advert.family == 6 else 0 :]:
-            if packed not in self._listed:
-                self._listed.add(packed)
-                if str(ip_address(packed)) not in world.ever_held:
-                    self._check(host, str(ip_address(packed)), at_us)
+    def __call__(self, world: World, host: SimHost, address: str, at_us: int) -> None:
+        if address not in world.ever_held:
+            self._check(host, address, at_us)
 
     def _check(self, host: SimHost, address: str, at_us: int) -> None:
         asked = host.probed_at_us.get(address, [])
         if len(asked) == 3 and asked[0] <= host.blocked_until_us:
             return
         if len(asked) < 3 or at_us - asked[-1] < 197_000 or at_us - asked[0] < 395_000:
-            raise WrongError(f"{host.name} lists {address}, new to the cluster, without a probe: {asked}")
+            raise WrongError(f"{host.name} binds {address}, new to the cluster, without a probe: {asked}")
 
 
 class NotTaken:

@@ -16,15 +16,78 @@ WALL_OFFSET_US = 1_700_000_000_000_000
 MAX_INBOX = 2_000  # frames; a socket's buffer is finite as well
 MAX_WAKES_AT_ONCE = 20
 LIFETIME_US = 30_000_000
+JIFFY_US = 1_000  # so that 10 ms adverts can be fenced
 DUMP_US = 10_000_000
 STALL_US = 5_000
 
 
 @dataclass(slots=True)
 class Kernel:
-    """What survives the speaker: bound addresses, each from when until when (its lifetime's end)."""
+    """What survives the speaker: the fence, and bound addresses, each from when until its lifetime ends."""
 
     bound: dict[str, tuple[int, int]] = field(default_factory=dict)
+    guards: dict[int, do.Guard] = field(default_factory=dict)
+    owners: dict[str, int] = field(default_factory=dict)  # address -> VRID
+    leases: dict[int, tuple[int, int]] = field(default_factory=dict)  # VRID -> since, until
+    guarded: set[int] = field(default_factory=set)
+    quiet: set[int] = field(default_factory=set)
+    orphans: set[str] = field(default_factory=set)
+
+    def alive(self, virtual_router_id: int, now_us: int) -> bool:
+        since_us, until_us = self.leases.get(virtual_router_id, (0, 0))
+        return since_us <= now_us < until_us
+
+    def answers(self, address: str, now_us: int) -> bool:
+        """Bound, and the fence lets a question in."""
+        owner = self.owners.get(address)
+        if not self.holds(address, now_us) or address in self.orphans:
+            return False
+        if owner is None or owner not in self.guarded:
+            return True
+        return self.alive(owner, now_us) and owner not in self.quiet
+
+    def guard(self, wanted: do.Guard) -> None:
+        old = self.guards.get(wanted.virtual_router_id)
+        for address in old.addresses if old else ():
+            if self.owners.get(address) == wanted.virtual_router_id:
+                del self.owners[address]
+        self.guards[wanted.virtual_router_id] = wanted
+        for address in wanted.addresses:
+            self.owners[address] = wanted.virtual_router_id
+        if self.orphans & set(wanted.addresses):
+            self.guarded.add(wanted.virtual_router_id)
+            self.orphans -= set(wanted.addresses)
+
+    def unguard(self, virtual_router_id: int) -> None:
+        self.guards.pop(virtual_router_id, None)
+        self.guarded.discard(virtual_router_id)
+        self.owners = {a: v for a, v in self.owners.items() if v != virtual_router_id}
+
+    def take(self, virtual_router_id: int, at_us: int) -> None:
+        self.leases[virtual_router_id] = (at_us, at_us + self.guards[virtual_router_id].lease_us)
+        self.guarded.add(virtual_router_id)
+        self.quiet.discard(virtual_router_id)
+
+    def extend(self, virtual_router_id: int, at_us: int) -> bool:
+        """Whether there was a lease to go on; an advert that leaves is such a thing too."""
+        if not self.alive(virtual_router_id, at_us):
+            return False
+        since_us = self.leases[virtual_router_id][0]
+        self.leases[virtual_router_id] = (since_us, at_us + self.guards[virtual_router_id].lease_us)
+        return True
+
+    def end(self, virtual_router_id: int, at_us: int) -> None:
+        since_us, until_us = self.leases.get(virtual_router_id, (0, 0))
+        self.leases[virtual_router_id] = (since_us, min(until_us, at_us))
+
+    def open_anew(self, now_us: int) -> None:
+        """A new speaker's table: what is bound is an orphan, no lease is left."""
+        self.guards.clear()
+        self.owners.clear()
+        self.leases.clear()
+        self.guarded.clear()
+        self.quiet.clear()
+        self.orphans = {address for address in self.bound if self.holds(address, now_us)}
 
     def holds(self, address: str, now_us: int) -> bool:
         since_us, until_us = self.bound.get(address, (0, 0))
@@ -57,17 +120,24 @@ class SimHost:
         self.busy_until_us = 0
         self.bind_delay_us = 0
         self.blocked_until_us = 0  # by a slow bind: what the brain said then left later than it thinks
-        self.bind_fails = False
+        self.bind_fails = 0.0  # the share of addresses that the kernel refuses
+        self.started_us = 0
+        self.take_fails = False
+        self.fresh_takes: set[int] = set()  # without an advert as yet
+        self.stall_at_take_us: tuple[int, int] = (0, 0)  # once: before the kernel's lease, and after it
+        self.drift_ppm = 0
         self.saved: tuple[tuple[VirtualRouter, ...], dict[str, int]] = ((), {})
         self.plan: dict[str, VirtualRouter] = {}  # as the API has told this host
         self.status: SpeakerStatus | None = None
         self.wakes = (0, 0)
         self.armed_us = NEVER_US  # the next turn
+        self.up = True  # the machine, whatever its speaker does
         self.life = 0  # counts starts: what was scheduled for an earlier one is void
         self.probed_at_us: dict[str, list[int]] = {}
         self.send: Callable[[SimHost, bytes, int], None]
         self.announce: Callable[[SimHost, do.Announce, int], None]
         self.observe: Callable[[SimHost, str, int], None]
+        self.taking: Callable[[SimHost, int, int], None]
         self.schedule: Callable[[int, Callable[[int], None]], None]
 
     @property
@@ -94,7 +164,9 @@ class SimHost:
     # --- life -----------------------------------------------------------------------------------
 
     def start(self, now_us: int) -> None:
-        self.node = Node(self.name, "sim", wall_offset_us=WALL_OFFSET_US)
+        self.node = Node(self.name, "sim", wall_offset_us=WALL_OFFSET_US, jiffy_us=JIFFY_US)
+        self.up, self.started_us = True, now_us
+        self.kernel.open_anew(now_us)
         self.inbox.clear()
         self.paused = False
         self.busy_until_us = now_us
@@ -125,6 +197,7 @@ class SimHost:
     def crash(self) -> None:
         """The whole host: nothing is left."""
         self.kill()
+        self.up = False
         self.kernel = Kernel()
 
     # --- the loop -------------------------------------------------------------------------------
@@ -154,21 +227,31 @@ class SimHost:
             return
         while self.inbox and now_us >= self.busy_until_us:
             self._handle(self.inbox.popleft(), now_us)
+        if self.node is None:
+            return
         if self.inbox or now_us < self.busy_until_us:
             self._arm(self.busy_until_us)
             return
-        assert self.node is not None
-        deadline = self.node.deadline
+        deadline = self.deadline()
         if deadline is not None and deadline <= now_us:
             at, count = self.wakes
             self.wakes = (now_us, count + 1 if at == now_us else 1)
             assert self.wakes[1] <= MAX_WAKES_AT_ONCE, f"{self.name}: the deadline stands still at {deadline}"
             self._handle(on.TimerFired(), now_us)
-            deadline = self.node.deadline
+            deadline = self.deadline()
         if deadline is not None:
             late_us = self.rng.randrange(50, 1500)
             at_us = max(deadline + late_us, self.busy_until_us, now_us)
             self._arm(at_us)
+
+    def local(self, now_us: int) -> int:
+        """This host's clock: it runs a little too fast or too slow."""
+        return now_us + now_us * self.drift_ppm // 1_000_000
+
+    def deadline(self) -> int | None:
+        """The brain's, in the world's time; never too early."""
+        deadline = self.node.deadline if self.node is not None else None
+        return None if deadline is None else -(-deadline * 1_000_000 // (1_000_000 + self.drift_ppm)) + 1
 
     def _handle(self, event: on.Event, now_us: int) -> None:
         assert self.node is not None
@@ -186,16 +269,41 @@ class SimHost:
             case _:
                 pass
         at_us = now_us
-        for effect in self.node.handle(event, now_us):
+        for effect in self.node.handle(event, self.local(now_us)):
             at_us = self._carry_out(effect, at_us)
         self.busy_until_us = max(self.busy_until_us, at_us)
+        if self.node.stopped:
+            self._end(at_us)
+
+    def _end(self, at_us: int) -> None:
+        """The process ends, and leaves neither address nor fence behind."""
+        self.kill()
+        for address in list(self.kernel.bound):
+            self.kernel.release(address, at_us)
+        self.kernel.bound = {a: times for a, times in self.kernel.bound.items() if times[1] > at_us}
+        self.kernel.open_anew(at_us)
 
     def _carry_out(self, effect: do.Effect, at_us: int) -> int:
         """The time after it."""
         match effect:
             case do.Send():
+                number = effect.virtual_router_id
+                if number and not self.kernel.extend(number, at_us):
+                    self.inbox.appendleft(on.LeaseLost(number))
+                    return at_us
+                if number in self.fresh_takes:
+                    self.fresh_takes.discard(number)
+                    self.taking(self, number, at_us)
                 if self.carrier:
                     self.send(self, effect.frame, at_us)
+            case do.Take():
+                return self._take(effect, at_us)
+            case do.Guard():
+                self.kernel.guard(effect)
+            case do.Unguard():
+                self.kernel.unguard(effect.virtual_router_id)
+            case do.Fence():
+                self._turn_fence(effect, at_us)
             case do.Announce():
                 if effect.form == "probe":
                     for address in effect.addresses:
@@ -209,6 +317,7 @@ class SimHost:
                 at_us += self.rng.randrange(20, 400)
                 for address in effect.addresses:
                     self.kernel.release(address, at_us)
+                    self.kernel.orphans.discard(address)
                     self.observe(self, f"release {address}", at_us)
                 self.inbox.appendleft(on.Released(effect.id))
                 self._news(at_us)
@@ -224,17 +333,54 @@ class SimHost:
                 pass
         return at_us
 
+    def _take(self, effect: do.Take, at_us: int) -> int:
+        """What came in meanwhile is told first: it waits in the inbox already."""
+        before_us, after_us = self.stall_at_take_us
+        self.stall_at_take_us = (0, 0)
+        taken = on.Taken(effect.id, self._open(effect, at_us + before_us))
+        if not before_us and not after_us:
+            self.inbox.append(taken)
+            return at_us
+        self.blocked_until_us = at_us + before_us + after_us
+        life = self.life
+        self.schedule(
+            at_us + before_us, lambda now_us: self.deliver(taken, now_us) if life == self.life else None
+        )
+        return self.blocked_until_us
+
+    def _open(self, effect: do.Take, at_us: int) -> bool:
+        number = effect.virtual_router_id
+        if self.take_fails or self.local(at_us) > effect.until_us or number not in self.kernel.guards:
+            return False
+        self.kernel.take(effect.virtual_router_id, at_us)
+        self.fresh_takes.add(effect.virtual_router_id)
+        return True
+
+    def _turn_fence(self, effect: do.Fence, at_us: int) -> None:
+        number = effect.virtual_router_id
+        match effect.verb:
+            case "extend":
+                self.kernel.extend(number, at_us)
+            case "quiet":
+                self.kernel.quiet.add(number)
+            case "silence":
+                self.kernel.end(number, at_us)
+            case "release":
+                self.kernel.end(number, at_us)
+                self.fresh_takes.discard(number)
+                self.kernel.guarded.discard(number)
+                self.kernel.quiet.discard(number)
+
     def _bind(self, effect: do.Bind, at_us: int) -> int:
         at_us += self.rng.randrange(50, 500) + self.bind_delay_us
         if self.bind_delay_us:
             self.blocked_until_us = at_us
-        if self.bind_fails:
-            failed = tuple((address, "no buffer space available") for address in effect.addresses)
-            self.inbox.appendleft(on.Bound(effect.id, (), failed))
-            return at_us
-        for address in effect.addresses:
+        refused = {a for a in effect.addresses if self.bind_fails and self.rng.random() < self.bind_fails}
+        bound = tuple(address for address in effect.addresses if address not in refused)
+        for address in bound:
             self.kernel.bind(address, at_us)
             self.observe(self, f"bind {address}", at_us)
-        self.inbox.appendleft(on.Bound(effect.id, effect.addresses))
+        failed = tuple((address, "no buffer space available") for address in sorted(refused))
+        self.inbox.appendleft(on.Bound(effect.id, bound, failed))
         self._news(at_us)
         return at_us

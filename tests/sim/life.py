@@ -9,6 +9,7 @@ import msgspec
 
 from holdfast_api.types import (
     Candidate,
+    Handover,
     Metadata,
     Owner,
     RouterAddress,
@@ -16,7 +17,8 @@ from holdfast_api.types import (
     VirtualRouterSpec,
 )
 from holdfast_speaker import events as on
-from tests.sim import checkers
+from holdfast_speaker.vrrp.advert import Advert, build
+from tests.sim import checkers, wire
 from tests.sim.host import SimHost
 from tests.sim.world import World
 
@@ -46,16 +48,19 @@ class Life:
         self.world = World(seed, rng.randrange(2, 6))
         self.world.lines = lines
         self.world.loss = rng.choice((0.0, 0.0, 0.01, 0.05))
+        self.world.duplicates = rng.choice((0.0, 0.0, 0.05))
+        self.world.slow = rng.choice((0.0, 0.05, 0.3))
         self.faults = 0
         self.pair = checkers.OneHolder()
-        self.world.watchers += [self.pair, checkers.Bounded()]
-        self.world.on_bind = (checkers.Planned(), checkers.NotTaken())
-        self.world.on_send = (checkers.Probed(),)
+        self.world.watchers += [self.pair, checkers.Bounded(), checkers.Silent()]
+        self.world.on_take = (checkers.Respected(),)
+        self.world.on_bind = (checkers.Planned(), checkers.NotTaken(), checkers.Probed())
         self._loss = self.world.loss
-        self._objects = 0
+        self._objects = self._orders = 0
         self._undo: list[Callable[[], None]] = []
         for host in self.world.hosts:
             self.world.api_delay_us[host.name] = rng.randrange(1_000, 400_000)
+            host.drift_ppm = rng.choice((-500, 0, 0, 200))
 
     # --- the cluster ----------------------------------------------------------------------------
 
@@ -147,6 +152,7 @@ class Life:
         return lambda _: self.apply(number, spec)
 
     def _heal(self) -> None:
+        self.world.disturbed_us = self.world.now_us
         for undo in self._undo:
             undo()
         self._undo.clear()
@@ -156,12 +162,14 @@ class Life:
 
     def _fault(self) -> None:
         self.faults += 1
+        self.world.disturbed_us = self.world.now_us
         faults: tuple[Callable[[SimHost], None], ...] = (
             self._crash,
             self._restart,
             self._pause,
             self._cut,
             self._one_way,
+            self._one_way_to_one,
             self._slow_bind,
             self._failing_bind,
             self._api_away,
@@ -171,6 +179,11 @@ class Life:
             self._change_plan,
             self._change_plan,
             self._stop,
+            self._order,
+            self._order,
+            self._stall_at_take,
+            self._failing_take,
+            self._foreigner,
         )
         fault = self.rng.choice(faults)
         host = self.rng.choice(self.world.hosts)
@@ -230,13 +243,21 @@ class Life:
         self.world.cut |= new
         self._later(lambda: self.world.cut.difference_update(new))
 
+    def _one_way_to_one(self, host: SimHost) -> None:
+        """One host does not hear one other, and everybody else does."""
+        other = self.rng.choice(self.world.hosts)
+        if other is not host:
+            new = {(host.name, other.name)} - self.world.cut
+            self.world.cut |= new
+            self._later(lambda: self.world.cut.difference_update(new))
+
     def _slow_bind(self, host: SimHost) -> None:
         host.bind_delay_us = self.rng.choice((5_000, 60_000, 500_000))
         self._later(lambda: setattr(host, "bind_delay_us", 0))
 
     def _failing_bind(self, host: SimHost) -> None:
-        host.bind_fails = True
-        self.world.schedule(self.world.now_us + 3 * SECOND, lambda _: setattr(host, "bind_fails", False))
+        host.bind_fails = self.rng.choice((1.0, 0.5))
+        self.world.schedule(self.world.now_us + 3 * SECOND, lambda _: setattr(host, "bind_fails", 0.0))
 
     def _api_away(self, host: SimHost) -> None:
         away = {host.name} if self.rng.random() < 0.5 else {each.name for each in self.world.hosts}
@@ -250,6 +271,61 @@ class Life:
                     self.world.relist(each)
 
         self._later(back)
+
+    def _failing_take(self, host: SimHost) -> None:
+        """The kernel refuses the lease for a while."""
+        host.take_fails = True
+        self.world.schedule(self.world.now_us + 2 * SECOND, lambda _: setattr(host, "take_fails", False))
+
+    def _stall_at_take(self, host: SimHost) -> None:
+        """Frozen between the decision to take over and the lease, or between the lease and the rest."""
+        lengths = (0, 0, 4_000, 60_000, 350_000, 2 * SECOND)
+        host.stall_at_take_us = (self.rng.choice(lengths), self.rng.choice(lengths))
+
+    def _order(self, host: SimHost) -> None:
+        """A hand-over order to whoever is Active, good or bad; withdrawn after a while."""
+        for name in sorted(self.world.routers):
+            router = self.world.routers[name]
+            nodes = [each.node for each in router.spec.candidates]
+            if host.name in nodes and self.rng.random() < 0.7:
+                self._orders += 1
+                to = self.rng.choice(nodes)
+                order = Handover(f"order-{self._orders}", host.name, to)
+                if self.rng.random() < 0.4:  # an heir that can bind only a part
+                    heir = self.host(to)
+                    heir.bind_fails = 0.5
+                    self.world.schedule(
+                        self.world.now_us + 3 * SECOND,
+                        lambda _, heir=heir: setattr(heir, "bind_fails", 0.0),  # type: ignore[misc]
+                    )
+                self._hand_over(name, order)
+                self.world.schedule(
+                    self.world.now_us + 3 * SECOND,
+                    lambda _, name=name: self._hand_over(name, None),  # type: ignore[misc]
+                )
+
+    def _hand_over(self, name: str, order: Handover | None) -> None:
+        router = self.world.routers.get(name)
+        if router is not None and router.spec.handover != order:
+            spec = msgspec.structs.replace(router.spec, handover=order)
+            self.world.apply(msgspec.structs.replace(router, spec=spec))
+
+    def _foreigner(self, host: SimHost) -> None:
+        """Somebody else's router with a VRID of ours, for some seconds."""
+        del host
+        number = self.rng.randrange(1, 5)
+        priority = self.rng.choice((1, 100, 249, 254))
+        source = wire.packed("10.0.0.99")
+        advert = Advert(4, source, 50 + number, priority, 100_000, wire.packed("10.0.0.98"))
+        frame = build(advert, bytes((2, 0xBB, 0, 0, 0, number)))
+        until_us = self.world.now_us + self.rng.choice((1, 3, 6)) * SECOND
+
+        def speak(now_us: int) -> None:
+            if now_us < until_us:
+                self.world.shout(frame, now_us)
+                self.world.schedule(now_us + 100_000, speak)
+
+        speak(self.world.now_us)
 
     def _carrier(self, host: SimHost) -> None:
         host.carrier = False

@@ -7,24 +7,31 @@ from typing import Any
 
 from holdfast_speaker.arp.announce import Announcer
 from holdfast_speaker.node.address import Holding, Phase
+from holdfast_speaker.node.gate import Gate
 from holdfast_speaker.node.holding import Holdings
 from holdfast_speaker.node.instance import Instance
-from holdfast_speaker.vrrp.router import Act, Acts, Router
+from holdfast_speaker.units import SECOND_US
+from holdfast_speaker.vrrp.router import Act, Acts, Router, State
+
+Change = tuple[type, str, Callable[..., Any]]
 
 
 @contextmanager
-def replaced(owner: type, name: str, value: Callable[..., Any]) -> Iterator[None]:
-    original = getattr(owner, name)
-    setattr(owner, name, value)
+def replaced(*changes: Change) -> Iterator[None]:
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    for owner, name, value in changes:
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(owner, name, original)
+        for owner, name, original in originals:
+            setattr(owner, name, original)
 
 
 def _never_steps_down(original: Callable[..., Acts]) -> Callable[..., Acts]:
     def hear(self: Router, now_us: int, **advert: Any) -> Acts:
-        return tuple(act for act in original(self, now_us, **advert) if act is not Act.YIELD)
+        acts = original(self, now_us, **advert)
+        return tuple(act for act in acts if act not in (Act.YIELD, Act.CEDE))
 
     return hear
 
@@ -52,16 +59,48 @@ def _nothing(*_: object, **__: object) -> None:
     return None
 
 
-def _deaf(self: Instance, advert: object, now_us: int) -> None:
-    del self, advert, now_us
+def _deaf(self: Instance, advert: object, mac: object, now_us: int) -> None:
+    del self, advert, mac, now_us
 
 
-MUTATIONS: dict[str, tuple[type, str, Callable[..., Any]]] = {
-    "an Active that hears a better one keeps its addresses": (Router, "hear", _never_steps_down(Router.hear)),
-    "a first claim is made without a probe": (Holdings, "ready", _takes_without_asking),
-    "an answer to a probe is ignored": (Holdings, "answered", _nothing),
-    "what the plan no longer gives is kept": (Holdings, "want", _keeps_what_the_plan_dropped(Holdings.want)),
-    "adverts are not heard": (Instance, "hear", _deaf),
-    "nothing is announced": (Announcer, "start", _nothing),
-    "addresses that another program removed are not put back": (Holdings, "missing", lambda *_: 0),
+def _opens_by_itself(original: Callable[..., None]) -> Callable[..., None]:
+    """Adverts that the fence held back are no reason to stop; the fence is opened again."""
+
+    def lease_lost(self: Instance, now_us: int, *, removed: bool = False) -> None:
+        del removed
+        if self.router.state is State.ACTIVE:
+            self.gate.retake(now_us, self.router.lease_us)
+
+    del original
+    return lease_lost
+
+
+def _takes_at_once(self: Instance, now_us: int) -> None:
+    """What came in between the decision and the lease is not heard."""
+    self.gate.retake(now_us, SECOND_US)
+    if self.nic is not None:
+        ready = self.holdings.ready(self.nic.link.index, now_us)
+        self._take(now_us)
+        self._bind(ready, self.nic, now_us)
+
+
+MUTATIONS: dict[str, tuple[Change, ...]] = {
+    "an Active that hears a better one keeps its addresses": (
+        (Router, "hear", _never_steps_down(Router.hear)),
+    ),
+    "a first claim is made without a probe": ((Holdings, "ready", _takes_without_asking),),
+    "an answer to a probe is ignored": ((Holdings, "answered", _nothing),),
+    "what the plan no longer gives is kept": (
+        (Holdings, "want", _keeps_what_the_plan_dropped(Holdings.want)),
+    ),
+    "adverts are not heard": ((Instance, "hear", _deaf),),
+    # Either of these alone is made good by the other.
+    "neither lateness nor a lost lease is a reason to elect again": (
+        (Router, "_late", lambda *_: False),
+        (Instance, "lease_lost", _opens_by_itself(Instance.lease_lost)),
+    ),
+    "the fence is never opened": ((Gate, "ask", _nothing),),
+    "what is guarded is forgotten": ((Gate, "guard", _nothing),),
+    "nothing is announced": ((Announcer, "start", _nothing),),
+    "addresses that another program removed are not put back": ((Holdings, "missing", lambda *_: 0),),
 }

@@ -38,8 +38,7 @@ def test_a_cluster_survives_what_a_seed_does_to_it(seed: int) -> None:
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_the_checkers_catch_a_planted_bug(mutation: str) -> None:
-    owner, name, wrong = MUTATIONS[mutation]
-    with replaced(owner, name, wrong):
+    with replaced(*MUTATIONS[mutation]):
         caught = next((seed for seed in range(1, 30) if not survives(seed)), None)
 
     assert caught is not None

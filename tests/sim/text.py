@@ -8,6 +8,8 @@ from ipaddress import ip_address
 
 from holdfast_speaker import effects as do
 from holdfast_speaker.vrrp.advert import Advert, parse
+from holdfast_speaker.vrrp.inquiry import QUESTION
+from holdfast_speaker.vrrp.inquiry import parse as parse_inquiry
 
 
 def advert(value: Advert) -> str:
@@ -20,6 +22,11 @@ def advert(value: Advert) -> str:
 
 
 def frame(data: bytes) -> str:
+    inquiry = parse_inquiry(data)
+    if inquiry is not None:
+        target = ip_address(inquiry.target)
+        said = "asks" if inquiry.kind == QUESTION else "hears" if inquiry.hears else "hears not"
+        return f"{ip_address(inquiry.source)} {said} to={target} vrid={inquiry.virtual_router_id}"
     parsed = parse(data)
     return advert(parsed) if isinstance(parsed, Advert) else f"frame {len(data)} bytes: {parsed}"
 
@@ -27,6 +34,17 @@ def frame(data: bytes) -> str:
 def effect(value: do.Effect) -> str | None:
     """None: too dull to tell."""
     match value:
+        case do.Cover():
+            return f"cover {sorted(value.indexes)}"
+        case do.Guard():
+            listed = ",".join(value.addresses)
+            return f"guard vrid={value.virtual_router_id} lease={value.lease_us // 1000}ms {listed}"
+        case do.Unguard():
+            return f"unguard vrid={value.virtual_router_id}"
+        case do.Take():
+            return f"take vrid={value.virtual_router_id}"
+        case do.Fence():
+            return f"fence {value.verb} vrid={value.virtual_router_id}"
         case do.Hear():
             return f"hear {sorted(value.indexes)}"
         case do.Prepare():

@@ -46,3 +46,20 @@ def _nd(kind: int, mac: bytes, source: bytes, group: bytes, body: bytes) -> byte
     message = message[:2] + (0xFFFF - total).to_bytes(2, "big") + message[4:]
     header = b"\x60\0\0\0" + len(message).to_bytes(2, "big") + b"\x3a\xff" + source + group
     return b"\x33\x33\0\0\0\x01" + mac + b"\x86\xdd" + header + message
+
+
+def is_question(frame: bytes) -> bool:
+    """A unicast ARP request or NS: somebody wants to know whether another host is there."""
+    arp = frame[12:14] == b"\x08\x06" and frame[20:22] == b"\0\1"
+    solicitation = frame[12:14] == b"\x86\xdd" and frame[20] == 58 and frame[54] == 135
+    return not frame[0] & 1 and (arp or solicitation)
+
+
+def answer(question: bytes, mac: bytes) -> bytes:
+    """What the host with this MAC answers."""
+    if question[12:14] == b"\x08\x06":
+        frame = _arp(2, mac, question[38:42], question[28:32])
+    else:
+        target, asker = question[62:78], question[22:38]
+        frame = _nd(136, mac, target, asker, b"\x60\0\0\0" + target + b"\x02\x01" + mac)
+    return question[6:12] + frame[6:]

@@ -24,6 +24,8 @@ class World:
         self.rng = Random(seed)
         self.now_us = 1_000_000
         self.loss = 0.0
+        self.duplicates = 0.0
+        self.slow = 0.0  # the share of frames that others overtake
         self.cut: set[tuple[str, str]] = set()  # (from, to): nothing passes
         self.routers: dict[str, VirtualRouter] = {}
         self.api_away: set[str] = set()
@@ -34,15 +36,18 @@ class World:
         self.recent_intervals_us: dict[str, tuple[int, ...]] = {}  # of an address's router, old ones too
         self.answered_at_us: dict[tuple[str, str], int] = {}  # (host, address): a stranger did
         self.ever_held: set[str] = set()
+        self.disturbed_us = 0  # the last fault, or the end of one
         self.lines: list[str] | None = None
         self._digest = hashlib.sha256()
         self._queue: list[tuple[int, int, Callable[[int], None]]] = []
         self._serial = 0
         self.hosts = [SimHost(f"n{n}", n, Random(self.rng.random())) for n in range(1, hosts + 1)]
+        self.own = frozenset(wire.packed(f"10.0.0.{host.number}") for host in self.hosts)
         for host in self.hosts:
             host.send = self._send
             host.announce = self._announce
             host.observe = self._observe
+            host.taking = self._taking
             host.schedule = self.schedule
 
     # --- time -----------------------------------------------------------------------------------
@@ -84,18 +89,36 @@ class World:
 
     def _send(self, host: SimHost, frame: bytes, at_us: int) -> None:
         self.trace(host.name, f"send {text.frame(frame)}", at_us)
-        for watcher in self.on_send:
-            watcher(self, host, frame, at_us)
+        if wire.is_question(frame):
+            self._greet(host, frame, at_us)
+            return
         self._broadcast(host, frame, at_us)
+
+    def _greet(self, host: SimHost, frame: bytes, at_us: int) -> None:
+        """The kernel of whoever is asked answers, whatever its speaker does."""
+        for other in self.hosts:
+            there = other is not host and other.mac == frame[:6] and other.up
+            if there and self.connected(host, other) and self.rng.random() >= 2 * self.loss:
+                self._deliver(host, wire.answer(frame, other.mac), at_us + 50)
 
     def _broadcast(self, host: SimHost, frame: bytes, at_us: int) -> None:
         for other in self.hosts:
             if other is not host and self.reaches(host.name, other.name) and self.rng.random() >= self.loss:
                 self._deliver(other, frame, at_us)
+                if self.duplicates and self.rng.random() < self.duplicates:
+                    self._deliver(other, frame, at_us + self.rng.randrange(0, 50_000))
+
+    def shout(self, frame: bytes, at_us: int) -> None:
+        """From a station that is none of ours."""
+        for host in self.hosts:
+            if self.reaches("client", host.name) and self.rng.random() >= self.loss:
+                self._deliver(host, frame, at_us)
 
     def _deliver(self, host: SimHost, frame: bytes, at_us: int) -> None:
         event = on.FrameReceived(host.INDEX, frame)
         arrives_us = at_us + self.rng.randrange(20, 300)
+        if self.slow and self.rng.random() < self.slow:
+            arrives_us += self.rng.randrange(300, 6_000)
         self.schedule(arrives_us, lambda now_us: self._arrive(host, event, now_us))
 
     def _arrive(self, host: SimHost, event: on.FrameReceived, now_us: int) -> None:
@@ -117,7 +140,7 @@ class World:
         """A kernel that has the address answers, whatever its speaker does."""
         self._broadcast(host, wire.probe(address, host.mac), at_us)
         for other in self.hosts:
-            if other is not host and other.kernel.holds(address, at_us) and self.connected(host, other):
+            if other is not host and other.kernel.answers(address, at_us) and self.connected(host, other):
                 self._deliver(host, wire.claim(address, other.mac), at_us)
         if address in self.strangers and self.reaches(host.name, "client"):
             self._deliver(host, wire.claim(address, self.strangers[address]), at_us)
@@ -131,8 +154,12 @@ class World:
                 watcher(self, host, address, at_us)
             self.ever_held.add(address)
 
+    def _taking(self, host: SimHost, virtual_router_id: int, at_us: int) -> None:
+        for watcher in self.on_take:
+            watcher(self, host, virtual_router_id, at_us)
+
+    on_take: tuple[Callable[["World", SimHost, int, int], None], ...] = ()
     on_bind: tuple[Callable[["World", SimHost, str, int], None], ...] = ()
-    on_send: tuple[Callable[["World", SimHost, bytes, int], None], ...] = ()
 
     # --- the API --------------------------------------------------------------------------------
 

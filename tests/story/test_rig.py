@@ -3,6 +3,8 @@
 
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -12,11 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.rig.api import socket_in
 from tests.rig.confinement import ROOT, Confinement
+from tests.rig.faults import KILL, STOP, chosen, processes
+from tests.rig.figures import Figure, Outcome, compare
 from tests.rig.hosts import SPEAKER_CAPABILITIES, Host
-from tests.rig.network import Segment, wait_for_dad
+from tests.rig.network import Segment, neighbour, wait_for_dad
 from tests.rig.probe import Probe
-from tests.rig.run import NETNS, RigError, Run, sweep
+from tests.rig.run import NETNS, RigError, Run, command, sweep
+from tests.rig.witness import Account, Answer, Witness
 
 pytestmark = pytest.mark.netns
 
@@ -26,10 +32,10 @@ class Bench:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        segment = Segment(run)
-        self.host = Host(run, "h1", segment, 11)
+        self.segment = Segment(run)
+        self.host = Host(run, "h1", self.segment, 11)
         self.client = run.add_namespace("client")
-        segment.connect("client", 251, port="client", careful=False)
+        self.segment.connect("client", 251, port="client", careful=False)
         wait_for_dad([self.host.namespace])
 
     def probe(self) -> Probe:
@@ -70,6 +76,16 @@ def test_one_way_is_enough_to_be_silent(bench: Bench, direction: str) -> None:
         time.sleep(0.2)
         bench.host.cable.mend()
         assert probe.wait_gap(bench.host.v4).ms >= 200
+
+
+def test_a_silence_that_has_not_ended_is_told_too(bench: Bench) -> None:
+    with bench.probe() as probe:
+        probe.wait_answer(bench.host.v4)
+        bench.host.cable.cut()
+        time.sleep(0.3)
+        answers = probe.results()[bench.host.v4]
+    assert answers.gaps == ()
+    assert answers.silent_ms >= 290
 
 
 def test_loss_takes_its_share(bench: Bench) -> None:
@@ -157,3 +173,127 @@ def test_an_address_that_never_answers_is_told_as_such(bench: Bench) -> None:
         answers = probe.result()
     assert answers.sent > 100
     assert (answers.answered, answers.first_answer, answers.macs) == (0, None, {})
+
+
+SHARED4, SHARED6 = "192.0.2.100", "fd00:192:0:2::100"
+
+
+def bind(host: Host, *, verb: str = "add") -> None:
+    """Both shared addresses, without duplicate address detection, as any address that moves."""
+    lines = f"address {verb} {SHARED4}/32 dev eth0\naddress {verb} {SHARED6}/128 dev eth0"
+    command("ip", "-n", host.namespace, "-batch", "-", stdin=lines + (" nodad\n" if verb == "add" else "\n"))
+
+
+def test_a_witness_sees_two_that_answer_for_one_address_and_for_how_long(bench: Bench) -> None:
+    """Whoever the client's cache points to: it does not change, and does not matter."""
+    other = Host(bench.run, "h2", bench.segment, 12)
+    wait_for_dad([other.namespace])
+    bind(bench.host)
+    with Probe(bench.run, bench.client, [SHARED4, SHARED6]) as probe:
+        for address in (SHARED4, SHARED6):
+            probe.wait_answer(address)
+        with Witness(bench.segment, SHARED4, SHARED6) as witness:
+            time.sleep(0.3)
+            begin = time.monotonic()
+            bind(other)
+            time.sleep(0.4)
+            bind(other, verb="del")
+            both_ms = (time.monotonic() - begin) * 1000
+            time.sleep(0.3)
+        results = probe.results()
+    for account in witness.accounts:
+        assert 350 <= account.double_ms <= both_ms + 10
+        assert len(account.doubled()) >= 40, "each 5 ms, but where the machine was busy"
+        assert set(account.macs) == {bench.host.mac, other.mac}
+        assert account.macs[bench.host.mac] >= 150
+        assert set(results[account.address].macs) == {bench.host.mac}, "the questions moved no cache"
+        assert bench.host.mac in neighbour(bench.run.namespace_name("client"), account.address)
+    assert witness.double_ms == max(a.double_ms for a in witness.accounts)
+
+
+def test_a_witness_sees_one_holder_as_one_also_when_the_address_moves(bench: Bench) -> None:
+    other = Host(bench.run, "h2", bench.segment, 12)
+    wait_for_dad([other.namespace])
+    bind(bench.host)
+    with Witness(bench.segment, SHARED4, SHARED6) as witness:
+        time.sleep(0.2)
+        bind(bench.host, verb="del")
+        bind(other)
+        time.sleep(0.2)
+    assert (witness.doubled, witness.double_ms) == (0, 0.0)
+    assert set(witness.macs) == {bench.host.mac, other.mac}
+
+
+def test_a_witness_hears_adverts_and_announcements(bench: Bench) -> None:
+    advert = struct.pack("!BBBBHH4s", 0x31, 7, 200, 1, 10, 0, socket.inet_aton(SHARED4))
+    mac = bytes.fromhex(bench.host.mac.replace(":", ""))
+    gratuitous = b"\xff" * 6 + mac + struct.pack("!HHHBBH", 0x0806, 1, 0x0800, 6, 4, 1)
+    gratuitous += mac + socket.inet_aton(SHARED4) + bytes(6) + socket.inet_aton(SHARED4)
+    netns = NETNS / bench.host.namespace
+    with (
+        Witness(bench.segment, SHARED4) as witness,
+        socket_in(netns, socket.AF_INET, socket.SOCK_RAW, 112) as raw,
+        socket_in(netns, socket.AF_PACKET, socket.SOCK_RAW, 0) as packet,
+    ):
+        packet.bind(("eth0", 0))
+        raw.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(bench.host.v4))
+        raw.sendto(advert, ("224.0.0.18", 0))
+        time.sleep(0.1)
+        between = time.monotonic()
+        packet.send(gratuitous)
+        time.sleep(0.1)
+        raw.sendto(advert, ("224.0.0.18", 0))
+        time.sleep(0.1)
+    assert len(witness.adverts(bench.host.v4)) == 2
+    assert len(witness.adverts(bench.host.v4, since=between)) == 1
+    assert [h.what for h in witness.announcements(bench.host.mac)] == [SHARED4]
+    assert witness.macs == {}
+    assert witness.adverts("192.0.2.12") == witness.announcements("00:00:00:00:00:01") == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "shared"),
+    [
+        ("aabb", []),
+        ("a.bb", []),
+        ("ab?b", [1, 2]),
+        ("abba", [1, 2]),
+        ("abab", [1, 2]),
+        ("ab..a", [1]),
+        ("abbbbbbbbbbba", []),
+    ],
+    ids=["moves", "gap", "both", "there and back", "in turn", "with silence", "back after 55 ms"],
+)
+def test_questions_that_two_hosts_shared(answers: str, shared: list[int]) -> None:
+    """``.``: nobody answered, ``?``: both did. One question each 5 ms."""
+    came = [
+        Answer(0.0, i, mac) for i, who in enumerate(answers) for mac in {".": "", "?": "ab"}.get(who, who)
+    ]
+    account = Account("x", tuple(0.005 * i for i in range(len(answers))), tuple(came))
+    assert account.shared() == shared
+    assert account.double_ms == pytest.approx(5.0 * len(shared))
+
+
+def test_a_benchmark_names_parents_first_and_knows_its_faults(bench: Bench) -> None:
+    """Only the parent is asked to end; all are killed."""
+    bench.host.start("family", ["sh", "-c", "sleep 60 & sleep 60 & wait"])
+    deadline = time.monotonic() + 5
+    while len(pids := processes(bench.host)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert Path(f"/proc/{pids[0]}/comm").read_text() == "sh\n"
+    assert len(pids) == 3
+    assert chosen("stop, kill") == (KILL, STOP)
+    with pytest.raises(ValueError, match="no fault flood: there are crash, kill, stall, stop"):
+        chosen("kill,flood")
+
+
+def test_ours_and_theirs_are_compared_by_gap_and_by_two_answers() -> None:
+    def figure(label: str, gap_ms: float, double_ms: float) -> Figure:
+        outcomes = [Outcome(gap_ms, 0, 0.0, 0, 1.0), Outcome(gap_ms / 2, 0, double_ms, 0, 1.0)]
+        return Figure(label, {"silent crash": outcomes}, 50.0, 0.5)
+
+    ours, theirs = figure("Holdfast, 10 ms", 30.0, 0.0), figure("keepalived, 10 ms", 40.0, 4975.0)
+    text = compare([ours, theirs], "silent crash")
+    assert "0.75 times keepalived's" in text
+    assert "with Holdfast in 0 of 2 faults, 0 ms at most" in text
+    assert "with the others in 1 of 2 faults, 4,975 ms at most" in text

@@ -13,6 +13,8 @@ pytestmark = [pytest.mark.netns, pytest.mark.cluster]
 V4 = "192.0.2.100"
 V6 = "fd00:192:0:2::100"
 FIRST_ANSWER_S = 0.6
+INTERVAL_MS = 100.0
+NOISE_MS = 200.0
 GAP_MS = 1000.0  # 350 is promised and `make bench` measures it; a busy machine may be late by more
 
 
@@ -48,16 +50,29 @@ def test_a_silent_crash_is_over_within_the_promised_gap(cluster: Cluster) -> Non
     assert cluster.hosts[first_standby].mac in cluster.neighbour(V4)
 
 
-def test_the_status_tells_the_failover_as_it_was(cluster: Cluster) -> None:
+def test_the_status_tells_the_failover_as_the_client_saw_it(cluster: Cluster) -> None:
+    """Detection counts from the last advert, the client's gap from the crash: up to an interval later."""
     cluster.apply(vip("web", V4))
     leader = cluster.wait_ready("web")["status"]["leader"]
-    cluster.crash(leader)
-    (successor,) = cluster.wait_until("another node is active", lambda: _others(cluster, "web", leader))
+    with cluster.probe(V4) as probe:
+        probe.wait_answer(V4)
+        moment = cluster.crash(leader)
+        gap = probe.wait_gap(V4, after=moment)
+        (successor,) = cluster.wait_until("another is active", lambda: _others(cluster, "web", leader))
     last = cluster.vip("web")["status"]["lastFailover"]
+    told_ms = last["detectionMilliseconds"] + last["takeoverMilliseconds"]
+    print(f"client: {gap.ms:.0f} ms; detection and takeover as told: {told_ms} ms")
     assert (last["from"], last["to"], last["reason"]) == (leader, successor, "ActiveSilent")
-    assert 200 <= last["detectionMilliseconds"] <= GAP_MS
-    assert last["takeoverMilliseconds"] <= 1000
     assert last["announcementsSent"] >= 1
+    assert -INTERVAL_MS - NOISE_MS <= gap.ms - told_ms <= NOISE_MS
+    begins = f"ActiveSilent: from {leader} to {successor} at {last['time']}"
+    story = cluster.wait_until("its Event", lambda: _failover_note(cluster, begins), timeout_s=3)
+    assert f"detected in {last['detectionMilliseconds']} ms" in story
+
+
+def _failover_note(cluster: Cluster, begins: str) -> str | None:
+    notes = [e["note"] for e in cluster.api.items("Event", "default") if e["reason"] == "FailedOver"]
+    return next((note for note in notes if note.startswith(begins)), None)
 
 
 def _others(cluster: Cluster, name: str, than: str) -> list[str]:

@@ -27,12 +27,13 @@ _FIRST_REFRESH: Final = len(BURST_US)
 class _Owned:
     """An address of ours: which burst it is in, and how far."""
 
-    __slots__ = ("serial", "started_us", "step")
+    __slots__ = ("asking", "serial", "started_us", "step")
 
-    def __init__(self, serial: int, started_us: int) -> None:
+    def __init__(self, serial: int, started_us: int, *, asking: bool) -> None:
         self.serial = serial
         self.started_us = started_us
         self.step = 0
+        self.asking = asking
 
 
 class Announcer:
@@ -70,15 +71,22 @@ class Announcer:
         """Everything remembered: addresses, schedule, queues."""
         return sum(map(len, (self._owned, self._due, self._again, self._probes, self._asks)))
 
-    def start(self, addresses: Iterable[str], at_us: int) -> None:
-        """These are ours: the whole burst from ``at_us`` on, again if one is under way."""
+    def start(self, addresses: Iterable[str], at_us: int, *, asking: bool = False) -> None:
+        """These are ours: the whole burst from ``at_us`` on, again if one is under way.
+
+        ``asking``: with a probe, since nobody said that he let them go (semantics R6.2).
+        """
         for address in addresses:
             self._serial += 1
-            self._owned[address] = _Owned(self._serial, at_us)
+            self._owned[address] = _Owned(self._serial, at_us, asking=asking)
             heappush(self._due, (at_us, self._serial, address))
             self.deadline_us = min(self.deadline_us, at_us)
         if len(self._due) > 4 * len(self._owned) + CHUNK:
             self._due = sorted(entry for entry in self._due if self._is_current(entry))
+
+    def again(self, at_us: int) -> None:
+        """Everything that is ours, as if it were new: the NIC has another MAC."""
+        self.start(tuple(self._owned), at_us)
 
     def stop(self, addresses: Iterable[str]) -> None:
         """No longer ours: nothing more is said of them."""
@@ -111,7 +119,7 @@ class Announcer:
             first.append(address)
         else:
             self._again[address] = None
-        if owned.step >= _FIRST_REFRESH:
+        if owned.step >= _FIRST_REFRESH or (owned.step == 1 and owned.asking):
             # Harmless to every cache; only another holder of the address answers it (semantics R6.2).
             self._probes[address] = None
         self._asks[address] = None

@@ -23,10 +23,14 @@ HELD: Final = (Phase.BOUND, Phase.RELEASING)
 
 
 class Holding:
-    """One address. ``index`` is the NIC it is on while its phase is one of ON_NIC."""
+    """One address. ``index`` is the NIC it is on while its phase is one of ON_NIC, or it is ``kept``.
+
+    kept: on the NIC, though we are not Active (any more): left by an earlier life, or being handed over.
+    """
 
     __slots__ = (
         "address",
+        "answered_by",
         "answered_us",
         "backoff_us",
         "bound_us",
@@ -34,6 +38,7 @@ class Holding:
         "defended_us",
         "family",
         "index",
+        "kept",
         "losses",
         "lost_us",
         "message",
@@ -57,8 +62,10 @@ class Holding:
         self.vouched = False  # a live Active listed it, or we held it: no stranger's address
         self.phase = Phase.WAITING
         self.index = 0
+        self.kept = False
         self.seen = False  # the kernel's own list has shown it since it was bound
         self.bound_us = self.retry_us = self.backoff_us = self.losses = 0
+        self.answered_by = ""  # the MAC of the stranger who answered a probe last
         self.probed_us = self.answered_us = self.lost_us = -NEVER_US
         self.released_us = self.defended_us = -NEVER_US
         self.reason: Reason | None = None

@@ -7,6 +7,7 @@ merges their deadlines into one. It knows the time only from its arguments.
 
 from typing import Final
 
+from holdfast_api.conditions import Reason
 from holdfast_api.types import Condition, SpeakerStatus
 from holdfast_speaker import events as on
 from holdfast_speaker.arp import claim
@@ -18,14 +19,16 @@ from holdfast_speaker.node.report import status
 from holdfast_speaker.node.routers import Routers
 from holdfast_speaker.units import MILLISECOND_US, NEVER_US, SECOND_US
 from holdfast_speaker.vrrp.advert import Discard, parse
+from holdfast_speaker.vrrp.inquiry import parse as parse_inquiry
 from holdfast_speaker.vrrp.router import State
+from holdfast_speaker.vrrp.seal import Seal
 
 # Reports and plan files wait a little: what they tell is complete then, and they never delay a takeover.
 REPORT_DELAY_US: Final = 10 * MILLISECOND_US
 REPORT_PACE_US: Final = 50 * MILLISECOND_US
 SAVE_DELAY_US: Final = 100 * MILLISECOND_US
 EXPIRE_PACE_US: Final = 5 * SECOND_US
-STOP_TIMEOUT_US: Final = SECOND_US
+STOP_TIMEOUT_US: Final = 3 * SECOND_US  # a hand-over takes less, at adverts of up to half a second
 LEFTOVER_PAUSE_US: Final = SECOND_US
 _DISCARDS: Final = {reason: Count("discards", reason.value) for reason in Discard}
 _RECEIVED: Final = Count("adverts_received")
@@ -35,9 +38,19 @@ class Node:
     """The same events give the same effects; nothing the network or the API says makes ``handle`` raise."""
 
     def __init__(
-        self, name: str, version: str, *, wall_offset_us: int, preflight: tuple[Condition, ...] = ()
+        self,
+        name: str,
+        version: str,
+        *,
+        wall_offset_us: int,
+        jiffy_us: int = 0,
+        least_interval_us: int = 0,
+        seal: Seal | None = None,
+        preflight: tuple[Condition, ...] = (),
     ) -> None:
-        self._host = Host(name, wall_offset_us)
+        self._host = Host(name, wall_offset_us, jiffy_us, least_interval_us, seal)
+        # Questions and answers have no HMAC: where nothing is believed without, neither are they.
+        self._enforces = seal is not None and seal.mode == "enforce"
         self._version = version
         self._preflight = preflight
         self._routers = Routers(self._host)
@@ -68,6 +81,10 @@ class Node:
                 self._wake(now_us)
             case on.Bound() | on.Released():
                 self._answered(event, now_us)
+            case on.Taken():
+                self._taken(event, now_us)
+            case on.LeaseLost():
+                self._lose(event, now_us)
             case on.AddressesSeen():
                 self._see_addresses(event.bound, now_us)
             case on.LinksSeen():
@@ -79,6 +96,8 @@ class Node:
         for nic in self._host.nics.values():
             if nic.announcer.deadline_us <= now_us:
                 nic.announcer.wake(now_us, self._host.out)
+        while self._host.afterwards:
+            self._host.afterwards.pop(0)(now_us)
         self._conclude(now_us)
         effects = tuple(self._host.out)
         self._host.out.clear()
@@ -87,9 +106,10 @@ class Node:
     def _conclude(self, now_us: int) -> None:
         host = self._host
         if self._stop_us is not None and not self.stopped:
-            holding = any(
-                instance.holdings.in_phase(*ON_NIC) for instance in self._routers.instances.values()
-            )
+            if now_us >= self._stop_us:  # no time for a hand-over any more
+                for instance in self._routers.instances.values():
+                    instance.halt(Reason.STOPPING, now_us)
+            holding = any(instance.holdings.on_nic() for instance in self._routers.instances.values())
             self.stopped = now_us >= self._stop_us or not (holding or host.owners)
             host.dirty = host.dirty or self.stopped
         if host.hearing.changed:
@@ -128,9 +148,16 @@ class Node:
             return
         kind = frame[12:14]
         if kind == b"\x08\x06" or (kind == b"\x86\xdd" and frame[20:21] == b"\x3a"):
-            self._hear_claim(index, frame, now_us)
+            self._hear_claim(nic, frame, now_us)
             return
         advert = parse(frame)
+        if advert is Discard.TYPE and not self._enforces and (inquiry := parse_inquiry(frame)) is not None:
+            nic.note(frame, inquiry.source, now_us)
+            asked = self._routers.running.get((index, inquiry.virtual_router_id))
+            if asked is not None:
+                asked.inquired(inquiry, frame[6:12], now_us)
+                self._routers.agenda.arm(asked)
+            return
         if isinstance(advert, Discard):
             host.out.append(_DISCARDS[advert])
             return
@@ -138,20 +165,32 @@ class Node:
         if refusal is not None:
             host.out.append(_DISCARDS[refusal])
             return
+        if host.seal is not None:
+            doubt = host.seal.check(advert, now_us, index=index)
+            if doubt is not None:
+                host.out.append(_DISCARDS[doubt])
+                if doubt not in host.seal.tolerates:
+                    return
+        nic.note(frame, advert.source, now_us)
         host.out.append(_RECEIVED)
         host.hearing.note(index, advert, now_us)
         instance = self._routers.running.get((index, advert.virtual_router_id))
         if instance is not None:
-            instance.hear(advert, now_us)
+            instance.hear(advert, frame[6:12], now_us)
             self._routers.agenda.arm(instance)
 
-    def _hear_claim(self, index: int, frame: bytes, now_us: int) -> None:
+    def _hear_claim(self, nic: Nic, frame: bytes, now_us: int) -> None:
         claimed = claim.parse(frame)
-        if claimed is None or claimed.mac in self._host.macs:
+        ours = claimed is None or claimed.mac in self._host.macs
+        nic.note(frame, b"" if claimed is None or ours else claimed.address, now_us)
+        if claimed is None or ours:
             return
+        asked = claim.target(frame)
+        if asked is not None and asked in self._routers.claimants:
+            nic.note_question(asked, claimed.mac, claimed.address)
         for instance in self._routers.claimants.get(claimed.address, ()):
             holding = instance.holdings.by_packed.get(claimed.address)
-            if holding is not None and instance.nic is not None and instance.nic.link.index == index:
+            if holding is not None and instance.nic is nic:
                 instance.claimed_by(holding, claimed.mac, now_us)
                 self._routers.agenda.arm(instance)
 
@@ -207,16 +246,32 @@ class Node:
                 other.wake(now_us)
                 self._routers.agenda.arm(other)
 
+    def _taken(self, event: on.Taken, now_us: int) -> None:
+        instance = self._routers.instances.get(self._host.owners.pop(event.id, ""))
+        if instance is not None:
+            instance.taken(event, now_us)
+            self._routers.agenda.arm(instance)
+            self._routers.sweep(instance, now_us)
+
+    def _lose(self, lost: on.LeaseLost, now_us: int) -> None:
+        for instance in self._routers.instances.values():
+            if instance.virtual_router_id == lost.virtual_router_id and instance.nic is not None:
+                instance.lease_lost(now_us, removed=lost.removed)
+                self._routers.agenda.arm(instance)
+
     def _see_addresses(self, present: frozenset[tuple[int, str]], now_us: int) -> None:
         for instance in self._routers.instances.values():
             instance.seen(present, now_us)
             self._routers.agenda.arm(instance)
-        known = {
+        kept, waiting = self._routers.keep(present, now_us)
+        known = kept | {
             (holding.index, holding.address)
             for instance in self._routers.instances.values()
             for holding in instance.holdings.by_address.values()
-            if holding.phase in ON_NIC or now_us - holding.released_us < LEFTOVER_PAUSE_US
+            if holding.kept or holding.phase in ON_NIC or now_us - holding.released_us < LEFTOVER_PAUSE_US
         }
+        if waiting:
+            return  # without a plan nobody knows what is left over: it stays, fenced
         leftovers: dict[int, list[str]] = {}
         for index, address in sorted(present - known):
             if now_us - self._leftovers.get((index, address), -NEVER_US) >= LEFTOVER_PAUSE_US:
@@ -239,8 +294,10 @@ class Node:
             if nic is None:
                 host.nics[link.index] = Nic(link, host.name)
             else:
-                was = nic.usable
+                was, mac = nic.usable, nic.mac
                 nic.update(link, now_us)
+                if nic.mac != mac:
+                    nic.announcer.again(now_us)
                 if nic.usable and not was:
                     host.hearing.forget(link.index)
         host.macs = frozenset(nic.mac for nic in host.nics.values())

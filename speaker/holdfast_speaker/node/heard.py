@@ -12,6 +12,7 @@ from holdfast_speaker.units import SECOND_US
 from holdfast_speaker.vrrp.advert import Advert, Family
 
 EXPIRY_US = 60 * SECOND_US
+_INTRUDER_EXPIRY_US = 10 * SECOND_US  # on a VRID of the plan: a conflict is over soon after its last advert
 _STRANGER_SETTLES_US = 5 * SECOND_US  # on a VRID of the plan: its candidates may have just changed
 _UNKNOWN_SETTLES_US = SECOND_US  # on any other: a router of ours may have just been deleted
 
@@ -110,11 +111,12 @@ class Hearing:
     def _judge(self, heard: Heard, advert: Advert, now_us: int) -> None:
         """A stranger is one the plan does not name, once he has been heard for a while."""
         known = self._sources.get(advert.virtual_router_id)
-        if known is not None and (
-            advert.source in known or not any(len(source) == len(advert.source) for source in known)
-        ):
-            heard.friends.add(advert.source)
-            return
+        if known is not None:
+            if advert.source in known:
+                heard.friends.add(advert.source)
+                return
+            if not any(len(source) == len(advert.source) for source in known):
+                return  # of this family the plan names nobody; and remembering everybody has no bound
         if heard.foreign_source != advert.source:
             # The first stranger is kept while he lives: two that alternate must not flap the report.
             if heard.foreign_source is not None and now_us - heard.foreign_at_us < _STRANGER_SETTLES_US:
@@ -130,13 +132,18 @@ class Hearing:
                 heard.reported = settled_us >= _UNKNOWN_SETTLES_US or advert.interval_us >= SECOND_US
             self.changed = self.changed or heard.reported
 
+    def living(self, index: int, virtual_router_id: int, now_us: int) -> Heard | None:
+        """What is known of a VRID on this NIC, if an Active lives there."""
+        heard = self.table.get((index, virtual_router_id))
+        return heard if heard is not None and heard.live_until_us > now_us else None
+
     def lister(
         self, index: int, virtual_router_id: int, packed: bytes, now_us: int
     ) -> tuple[int, str] | None:
         """A living virtual router on this NIC, not this one, that lists the address; and its source."""
         for other in self._listed.get((index, packed), ()):
-            heard = self.table[index, other]
-            if other != virtual_router_id and heard.live_until_us > now_us:
+            heard = self.living(index, other, now_us)
+            if other != virtual_router_id and heard is not None:
                 return other, str(ip_address(heard.source))
         return None
 
@@ -151,7 +158,9 @@ class Hearing:
     def expire(self, now_us: int) -> None:
         """Forget what was not heard for a minute."""
         for key, heard in list(self.table.items()):
-            if heard.reported and now_us - heard.foreign_at_us >= EXPIRY_US:
+            planned = key[1] in self._sources
+            expiry_us = max(_INTRUDER_EXPIRY_US, 4 * heard.interval_us) if planned else EXPIRY_US
+            if heard.reported and now_us - heard.foreign_at_us >= expiry_us:
                 heard.reported, heard.foreign_source, self.changed = False, None, True
             if now_us - heard.at_us >= max(EXPIRY_US, heard.live_until_us - heard.at_us):
                 self._drop(key, heard)

@@ -69,18 +69,20 @@ class Holdings:
         for holding in list(self.by_address.values()):
             if not holding.wanted and holding.phase is Phase.PROBING:
                 self._stop_probing(holding)
-            if not holding.wanted and holding.phase is Phase.WAITING:
+            if not holding.wanted and holding.phase is Phase.WAITING and not holding.kept:
                 del self.by_address[holding.address]
         ordered = sorted(self.by_address.values(), key=lambda h: (h.family, h.packed))
         self.by_address = {holding.address: holding for holding in ordered}
         self.by_packed = {holding.packed: holding for holding in ordered}
 
-    def vouch(self, listed: Iterable[bytes]) -> None:
-        """A live Active of this router lists these."""
+    def vouch(self, listed: Iterable[bytes], mac: str) -> None:
+        """A live Active of this router lists these. If it was he who answered a probe, he was no stranger."""
         for packed in listed:
             holding = self.by_packed.get(packed)
             if holding is not None:
                 holding.vouched = True
+                if mac and holding.answered_by == mac:
+                    holding.answered_us, holding.answered_by, holding.retry_us = -NEVER_US, "", 0
 
     def wanted(self) -> list[Holding]:
         return [holding for holding in self.by_address.values() if holding.wanted]
@@ -88,9 +90,16 @@ class Holdings:
     def in_phase(self, *phases: Phase) -> list[Holding]:
         return [holding for holding in self.by_address.values() if holding.phase in phases]
 
+    def on_nic(self) -> list[Holding]:
+        return [holding for holding in self.by_address.values() if holding.kept or holding.phase in ON_NIC]
+
+    def kept(self) -> list[Holding]:
+        return [holding for holding in self.by_address.values() if holding.kept]
+
     def held(self) -> tuple[str, ...]:
         """What is on a NIC, also while it is being released: nobody else may have it yet."""
-        return tuple(holding.address for holding in self.in_phase(*HELD))
+        holdings = self.by_address.values()
+        return tuple(holding.address for holding in holdings if holding.kept or holding.phase in HELD)
 
     def failed(self) -> tuple[FailedAddress, ...]:
         return tuple(
@@ -168,7 +177,7 @@ class Holdings:
         """Somebody has the address that we probe for."""
         self._stop_probing(holding)
         if not peer:
-            holding.answered_us = now_us
+            holding.answered_us, holding.answered_by = now_us, mac
         holding.retry_us = now_us + (PEER_ANSWERED_RETRY_US if peer else ANSWERED_RETRY_US)
         who = "a candidate" if peer else "a host that is no candidate"
         self._fault(holding, Reason.ADDRESS_ANSWERED, f"{who} has it: {mac} answered the probe")
@@ -195,6 +204,7 @@ class Holdings:
         """From now on these are being bound; the effect that does it."""
         for holding in ready:
             holding.phase, holding.index, holding.seen = Phase.BINDING, index, False
+            holding.kept = False
             self._host.holders[holding.address] = self._router
         bind = Bind(self._host.next_id(self._router), index, tuple(holding.address for holding in ready))
         self._pending[bind.id] = (now_us + ANSWER_TIMEOUT_US, tuple(ready))
@@ -232,6 +242,10 @@ class Holdings:
     def missing(self, present: frozenset[tuple[int, str]], now_us: int) -> int:
         """Somebody removed addresses of ours; the number of them. They wait to be bound again."""
         lost = 0
+        for holding in self.kept():
+            if (holding.index, holding.address) not in present:
+                holding.kept = False
+                self._let_go(holding)
         for holding in self.in_phase(Phase.BOUND):
             if (holding.index, holding.address) in present:
                 holding.seen = True
@@ -256,6 +270,19 @@ class Holdings:
 
     # --- letting go -----------------------------------------------------------------------------
 
+    def keep(self) -> None:
+        """No longer ours to answer for, but on the NIC until the new Active has it. Not announced."""
+        for holding in self.in_phase(Phase.BOUND):
+            holding.phase, holding.kept = Phase.WAITING, True
+            self._host.silence(holding.index, (holding.address,))
+        if not self.in_phase(Phase.BINDING):
+            self._refresh_us, self._refreshing = NEVER_US, []
+
+    def leave(self, holding: Holding, index: int) -> None:
+        """Found on the NIC at start: it stays there, fenced, until somebody is Active."""
+        holding.kept, holding.index = True, index
+        self._host.holders.setdefault(holding.address, self._router)
+
     def _let_go(self, holding: Holding) -> None:
         holding.phase = Phase.WAITING
         if self._host.holders.get(holding.address) == self._router:
@@ -264,6 +291,9 @@ class Holdings:
 
     def release(self, holdings: Sequence[Holding], now_us: int) -> None:
         """Off the NIC, silent from now on."""
+        for holding in holdings:
+            if holding.phase is Phase.PROBING:
+                self._stop_probing(holding)
         by_index: dict[int, list[Holding]] = {}
         for holding in holdings:
             by_index.setdefault(holding.index, []).append(holding)
@@ -271,7 +301,7 @@ class Holdings:
             addresses = tuple(holding.address for holding in several)
             self._host.silence(index, addresses)
             for holding in several:
-                holding.phase, holding.released_us = Phase.RELEASING, now_us
+                holding.phase, holding.kept, holding.released_us = Phase.RELEASING, False, now_us
             release = Release(self._host.next_id(self._router), index, addresses)
             self._pending[release.id] = (now_us + ANSWER_TIMEOUT_US, tuple(several))
             self._host.out.append(release)
@@ -301,8 +331,9 @@ class Holdings:
 
     def gone(self, index: int) -> None:
         """The NIC is gone, and all that was on it."""
-        for holding in self.in_phase(*ON_NIC, Phase.PROBING):
+        for holding in [*self.on_nic(), *self.in_phase(Phase.PROBING)]:
             if holding.index == index:
+                holding.kept = False
                 self._stop_probing(holding)
                 self._let_go(holding)
         self._tidy()

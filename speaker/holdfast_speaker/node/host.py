@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the routers of one node share: its NICs, what is heard on them, the plan's age, the way out."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -9,6 +9,7 @@ from holdfast_speaker.effects import Effect
 from holdfast_speaker.node.heard import Hearing
 from holdfast_speaker.node.nic import Nic
 from holdfast_speaker.units import SECOND_US
+from holdfast_speaker.vrrp.seal import Seal
 
 PLAN_STALE_US = 600 * SECOND_US
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -16,10 +17,17 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(slots=True)
 class Host:
-    """``out`` collects the effects of the event in hand; ``holders``: which router here has an address."""
+    """``out`` collects the effects of the event in hand; ``holders``: which router here has an address.
+
+    ``jiffy_us``: the kernel's tick; ``least_interval_us``: no shorter advert interval runs here.
+    ``afterwards``: said when the announcements of the event in hand are out.
+    """
 
     name: str
     wall_offset_us: int
+    jiffy_us: int = 0
+    least_interval_us: int = 0
+    seal: Seal | None = None  # adverts have an HMAC
     out: list[Effect] = field(default_factory=list)
     nics: dict[int, Nic] = field(default_factory=dict)
     macs: frozenset[bytes] = frozenset()
@@ -29,6 +37,7 @@ class Host:
     owners: dict[int, str] = field(default_factory=dict)  # of Binds and Releases not answered yet
     dirty: bool = True  # the report may have changed
     unsaved: bool = False  # the plan or a term has changed
+    afterwards: list[Callable[[int], None]] = field(default_factory=list)
     _id: int = 0
 
     def next_id(self, router: str) -> int:

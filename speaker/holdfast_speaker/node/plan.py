@@ -4,6 +4,7 @@
 from ipaddress import ip_address
 
 from holdfast_api.types import Candidate, VirtualRouter, VirtualRouterSpec
+from holdfast_speaker.node.host import Host
 from holdfast_speaker.units import MILLISECOND_US, SECOND_US
 from holdfast_speaker.vrrp.advert import MAX_ADDRESSES, MAX_INTERVAL_US
 from holdfast_speaker.vrrp.router import Settings
@@ -22,12 +23,17 @@ def is_first(spec: VirtualRouterSpec, node: str) -> bool:
     return best is not None and best.node == node
 
 
-def settings(spec: VirtualRouterSpec, priority: int) -> Settings:
+def settings(spec: VirtualRouterSpec, priority: int, host: Host) -> Settings:
+    """An interval too short for this host's kernel is raised to the shortest that it can fence."""
+    order, own = spec.handover, candidate(spec, host.name)
     return Settings(
         priority,
-        spec.advert_interval_milliseconds * MILLISECOND_US,
-        spec.failback,
+        max(spec.advert_interval_milliseconds * MILLISECOND_US, host.least_interval_us),
+        "Never" if own is not None and own.meek else spec.failback,  # its Node is not ready
         spec.failback_delay_seconds * SECOND_US,
+        host.jiffy_us,
+        heir=order is not None and order.to == host.name,
+        bypassed=order is not None and order.to != host.name,
     )
 
 

@@ -8,6 +8,7 @@ from holdfast_api.types import Condition, HeardVirtualRouterID, RouterReport, Sp
 from holdfast_speaker.node.book import Book
 from holdfast_speaker.node.host import Host
 from holdfast_speaker.node.instance import Instance
+from holdfast_speaker.vrrp.router import State
 
 MAX_STRANGERS = 255
 MAX_REJECTED = 32
@@ -30,7 +31,7 @@ def status(
         if index in names
     )
     interfaces = sorted((nic.report(now_us) for nic in host.nics.values()), key=lambda each: each.name)
-    routers = [instance.report() for instance in instances.values()]
+    routers = [_router(instance, host) for instance in instances.values()]
     unread = [name for name in sorted(book.rejected) if name not in instances and name not in book.routers]
     routers += [_unread(name, host) for name in unread[:MAX_REJECTED]]
     return SpeakerStatus(
@@ -39,6 +40,27 @@ def status(
         routers=tuple(sorted(routers, key=lambda each: each.name)),
         heard_virtual_router_ids=strangers[:MAX_STRANGERS],
         preflight=preflight,
+    )
+
+
+def _router(instance: Instance, host: Host) -> RouterReport:
+    metadata, state = instance.virtual_router.metadata, instance.router.state
+    reason = instance.reason if state is State.INITIALIZE else instance.suspicion.reason
+    return RouterReport(
+        name=instance.name,
+        uid=metadata.uid,
+        observed_generation=metadata.generation,
+        state=state.value,
+        term=instance.term,
+        since=host.wall(instance.since_us),
+        interface=instance.nic.link.interface.name if instance.nic else "",
+        held=instance.holdings.held(),
+        failed=instance.holdings.failed(),
+        reason=Reason.INVALID_PLAN.value if instance.invalid else reason.value if reason else "",
+        hears=instance.following.hears,
+        last_transition=instance.transition,
+        conflicts=instance.conflicts.report(),
+        handover=instance.departure.order,
     )
 
 

@@ -7,16 +7,16 @@ from holdfast_api.conditions import Reason
 from holdfast_api.interfaces import choose
 from holdfast_api.types import Interface, VirtualRouter
 from holdfast_speaker import events as on
-from holdfast_speaker.effects import Hear, Log, Prepare
-from holdfast_speaker.node.address import ON_NIC
+from holdfast_speaker.effects import Cover, Hear, Log, Prepare
 from holdfast_speaker.node.agenda import Agenda
 from holdfast_speaker.node.book import Book
 from holdfast_speaker.node.host import Host
 from holdfast_speaker.node.instance import Instance
 from holdfast_speaker.node.nic import Nic
-from holdfast_speaker.units import NEVER_US
+from holdfast_speaker.units import NEVER_US, SECOND_US
 
 MAX_NICS: Final = 64
+PLANLESS_US: Final = 10 * SECOND_US  # how long leftovers wait for a plan, before they are removed
 
 PlanEvent = (
     on.RoutersListed
@@ -40,7 +40,9 @@ class Routers:
         self.agenda: Agenda[Instance] = Agenda()
         self.links_seen = False
         self.stopping = False
+        self._start_us: int | None = None
         self._hearing_on: frozenset[int] = frozenset()
+        self._covered: frozenset[int] = frozenset()
         self._prepared: dict[int, frozenset[str]] = {}
         self._wheres: dict[str, Nic | Reason] = {}
         self._clashing: set[str] = set()  # another router has their VRID on their NIC
@@ -131,9 +133,26 @@ class Routers:
             self.agenda.arm(instance)
             self.sweep(instance, now_us)
 
+    def keep(self, present: frozenset[tuple[int, str]], now_us: int) -> tuple[set[tuple[int, str]], bool]:
+        """What an earlier life of this speaker left, and a router here may soon hold: it stays, fenced.
+
+        Also: whether it is too early to say of the rest that it is nobody's.
+        """
+        if self._start_us is None:
+            self._start_us = now_us
+        planless = not self.book.routers and self.host.confirmed_us is None
+        found: set[tuple[int, str]] = set()
+        for instance in self.instances.values():
+            fresh = instance.keep(present)
+            found.update(fresh)
+            if fresh:
+                self.agenda.arm(instance)
+        return found, (planless or not self.links_seen) and now_us - self._start_us < PLANLESS_US
+
     def sweep(self, instance: Instance, now_us: int) -> None:
         """A deleted router is forgotten when nothing of it is on a NIC any more."""
-        if instance.leaving and not instance.holdings.in_phase(*ON_NIC):
+        if instance.leaving and not instance.holdings.on_nic():
+            instance.gate.unguard()
             instance.deadline_us = NEVER_US
             self._wheres.pop(instance.name, None)
             self._clashing.discard(instance.name)
@@ -215,6 +234,10 @@ class Routers:
                 nic.listen(None)
             elif nic.heard_since_us is None:
                 nic.listen(now_us)
+        present = frozenset(self.host.nics)
+        if present != self._covered:
+            self._covered = present
+            self.host.out.append(Cover(present))
         if wanted != self._hearing_on:
             self._hearing_on = wanted
             self.host.out.append(Hear(wanted))

@@ -130,6 +130,60 @@ class FakeFrames:
         return [f"{form} {address}".encode() for _ in targets]
 
 
+class FakeFence:
+    """Open once taken; ``refuses`` and ``dead`` do as they say."""
+
+    def __init__(self) -> None:
+        self.fault = ""
+        self.calls: list[tuple[str, int]] = []
+        self.refuses = self.dead = self.closed = False
+        self.lost: frozenset[int] = frozenset()
+        self.covered: frozenset[int] = frozenset()
+        self.adopted: list[str] = []
+
+    def cover(self, indexes: frozenset[int]) -> None:
+        self.covered = indexes
+
+    def guard(self, virtual_router_id: int, index: int, lease_us: int, addresses: Iterable[str]) -> None:  # noqa: ARG002
+        self.calls.append(("guard", virtual_router_id))
+
+    def unguard(self, virtual_router_id: int) -> None:
+        self.calls.append(("unguard", virtual_router_id))
+
+    def take(self, virtual_router_id: int) -> bool:
+        self.calls.append(("take", virtual_router_id))
+        return not self.refuses
+
+    def extend(self, virtual_router_id: int) -> bool:
+        self.calls.append(("extend", virtual_router_id))
+        return not self.dead
+
+    def quiet(self, virtual_router_id: int) -> None:
+        self.calls.append(("quiet", virtual_router_id))
+
+    def silent(self, virtual_router_id: int) -> None:
+        self.calls.append(("silent", virtual_router_id))
+
+    def release(self, virtual_router_id: int) -> None:
+        self.calls.append(("release", virtual_router_id))
+
+    def alive(self, virtual_router_id: int) -> bool:  # noqa: ARG002 - all live or none
+        return not self.dead
+
+    def adopt(self, address: str) -> None:
+        self.adopted.append(address)
+
+    def refresh(self) -> None:
+        self.calls.append(("refresh", 0))
+
+    def mend(self) -> frozenset[int]:
+        lost, self.lost = self.lost, frozenset()
+        return lost
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class FakeCluster:
     def __init__(self) -> None:
         self.news: asyncio.Queue[Event] = asyncio.Queue()
@@ -177,6 +231,7 @@ class House:
         self.wire = FakeWire()
         self.addresses = FakeAddresses()
         self.frames = FakeFrames()
+        self.fence = FakeFence()
         self.cluster = FakeCluster()
         self.plan = FakePlan(restored)
         self.metrics = Metrics("test", "h1")
@@ -185,6 +240,7 @@ class House:
             wire=self.wire,
             addresses=self.addresses,
             frames=self.frames,
+            fence=self.fence,
             cluster=self.cluster,
             plan=self.plan,
             metrics=self.metrics,

@@ -45,6 +45,8 @@ def test_metrics_addresses(text: str, endpoint: tuple[str, int] | None) -> None:
         (["--node", "h1", "--metrics-address", "a:99999"], "HOST:PORT"),
         (["--node", "h1", "--log-level", "loud"], "invalid choice"),
         (["--node", "h1", "--surprise"], "unrecognized arguments"),
+        (["--node", "h1", "--advert-auth", "enforce"], "--advert-auth needs keys: give --advert-keys DIR"),
+        (["--node", "h1", "--advert-keys", "/k", "--advert-auth", "strict"], "invalid choice"),
     ],
 )
 def test_wrong_use_is_refused_with_the_flag_and_the_remedy(
@@ -54,6 +56,14 @@ def test_wrong_use_is_refused_with_the_flag_and_the_remedy(
         settings(argv, {})
     assert ended.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def test_keys_begin_permissive_unless_told_otherwise() -> None:
+    wanted = settings(["--node", "h1", "--advert-keys", "/keys"], {})
+    assert (wanted.advert_keys, wanted.advert_auth) == (Path("/keys"), "permissive")
+    wanted = settings(["--node", "h1", "--advert-keys", "/keys", "--advert-auth", "enforce"], {})
+    assert wanted.advert_auth == "enforce"
+    assert settings(["--node", "h1"], {}).advert_keys is None
 
 
 def test_missing_capabilities_are_named() -> None:

@@ -147,6 +147,16 @@ def test_what_cannot_be_read_is_there_and_harms_nobody(cache: Cache) -> None:
     assert found.speakers["n1"].routers == ()
 
 
+def test_a_node_is_ready_unless_its_kubelet_says_otherwise(cache: Cache) -> None:
+    def ready(version: int, *said: str) -> bool:
+        conditions = [{"type": "DiskPressure", "status": "False"}]
+        conditions += [{"type": "Ready", "status": each} for each in said]
+        cache.seen("nodes", made("Node", "n1", version, status={"conditions": conditions}), 0.0)
+        return cache.snapshot(epoch=1, now_s=0.0).nodes["n1"].ready
+
+    assert [ready(1), ready(2, "True"), ready(3, "False"), ready(4, "Unknown")] == [True, True, False, False]
+
+
 def test_a_nodes_addresses_are_canonical_and_names_are_left_out(cache: Cache) -> None:
     addresses = [{"type": "InternalIP", "address": "2001:DB8:0::1"}, {"type": "Hostname", "address": "n1"}]
     cache.seen("nodes", made("Node", "n1", 1, status={"addresses": addresses}), 0.0)

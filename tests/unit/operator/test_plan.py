@@ -340,6 +340,8 @@ def test_an_address_stays_releasing_while_a_node_holds_it_or_has_not_read_the_pl
     deleted = replace(start, vips=start.vips[1:])
     leaving = applied(deleted, plan(deleted))
     router = leaving.routers[old.metadata.name]
+    others = [(n, report(router, n, "Backup")) for n in home_order(old) if n != leader]
+    leaving = reporting(leaving, others)
     holding = reporting(leaving, [(leader, report(router, leader, held=("192.0.2.1",)))])
     behind = reporting(leaving, [(leader, report(router, leader, held=(), behind=1))])
     released = reporting(leaving, [(leader, report(router, leader, held=()))])
@@ -366,8 +368,12 @@ def test_the_next_owner_may_disbelieve_a_dead_node() -> None:
     force = vip("c", "192.0.2.1", annotations={"holdfast.dev/force-release": dead})
     told = replace(start, vips=(force,), live=frozenset(start.nodes) - {dead})
     told = applied(told, plan(told))
+    read = [(n, report(only(told), n, "Backup")) for n in told.live]
+    told = reporting(told, read)
+    alive = replace(told, live=frozenset(start.nodes))
 
     assert reason(verdict(told, "c")) == (None, None)
+    assert reason(verdict(alive, "c"))[0] == Reason.ADDRESS_RELEASING, "a live node speaks for itself"
 
 
 def test_a_router_without_addresses_is_deleted_and_its_vrid_is_not_taken_while_a_report_mentions_it() -> None:

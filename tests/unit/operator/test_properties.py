@@ -18,12 +18,14 @@ from holdfast_operator import status
 from holdfast_operator.candidates import home_order
 from holdfast_operator.changes import router_changes, status_changes
 from holdfast_operator.plan import plan
-from holdfast_operator.world import Vip, World
+from holdfast_operator.world import Timely, Vip, World
 from tests.unit.operator.worlds import (
     NOW,
     applied,
+    asking,
     changed,
     live_through,
+    marked,
     nic,
     node_name,
     running,
@@ -82,7 +84,7 @@ def worlds(draw: st.DrawFn) -> World:
 def histories(draw: st.DrawFn) -> World:
     """A world that has run, and then changed: edits, deletions, silence, deaths, routers lost."""
     start = draw(worlds())
-    start = live_through(start, rounds=12)
+    start = running(live_through(start, rounds=12), heard=draw(st.booleans()))
     for v in start.vips:
         if draw(st.integers(0, 3)) == 0:
             start = changed(start, replace(draw(wanted(v.metadata.name)), metadata=v.metadata))
@@ -92,6 +94,13 @@ def histories(draw: st.DrawFn) -> World:
     start = replace(start, live=frozenset(n for n in start.live if draw(st.integers(0, 3))))
     start = replace(start, nodes={n: node for n, node in start.nodes.items() if draw(st.integers(0, 5))})
     lost = {name for name in start.routers if draw(st.integers(0, 5)) == 0}
+    for node in start.nodes:
+        start = marked(start, node, by=draw(st.sampled_from(["", "", "", "yes"])))
+    for v in start.vips:
+        if draw(st.integers(0, 3)) == 0:
+            start = asking(start, v.metadata.name, draw(st.sampled_from(["n1", "n2", "n9"])))
+    unsteady = frozenset(n for n in start.nodes if draw(st.integers(0, 4)) == 0)
+    start = replace(start, timely=Timely(unsteady=unsteady))
     return replace(start, routers={n: r for n, r in start.routers.items() if n not in lost})
 
 
@@ -112,6 +121,14 @@ def check(start: World) -> None:
         assert ranks == sorted(set(ranks), reverse=True)
         assert all(1 <= rank <= 250 for rank in ranks)
         assert set(nodes) <= set(start.nodes), "a candidate without a Node"
+        order = router.spec.handover
+        if order is not None:
+            assert before is not None
+            states = {s.node: (s.report.state, s.live) for s in start.of(before)}
+            assert [s.node for s in start.actives(before)] == [order.from_], "not the observed Active"
+            assert states[order.to] == ("Backup", True)
+            assert nodes[0] == order.to, "the heir would not win"
+            assert order.to not in start.draining
         if before is not None and any(c.node in start.nodes for c in before.spec.candidates):
             assert nodes, "silence emptied a router"
     for key, verdict in made.verdicts.items():
@@ -135,9 +152,9 @@ def test_every_plan_of_a_new_world_is_sound_and_comes_to_rest(start: World) -> N
 @THOROUGH
 @given(histories())
 def test_every_plan_of_a_world_with_a_past_is_sound_and_comes_to_rest(start: World) -> None:
-    for _ in range(10):
+    for _ in range(14):
         check(start)
-        after = running(applied(start, plan(start)))
+        after = running(applied(start, plan(start)), heard=True)
         if after == start:
             return
         start = after

@@ -7,7 +7,13 @@ import msgspec
 import pytest
 
 from holdfast_api.conditions import ConditionType, Reason
-from holdfast_api.types import FailedAddress, Transition, VirtualIPStatus
+from holdfast_api.types import (
+    FailedAddress,
+    ReportedConflict,
+    RouterState,
+    Transition,
+    VirtualIPStatus,
+)
 from holdfast_operator import status
 from holdfast_operator.candidates import home_order
 from holdfast_operator.changes import status_changes
@@ -16,8 +22,10 @@ from holdfast_operator.plan import plan
 from holdfast_operator.world import World
 from tests.unit.operator.worlds import (
     NOW,
+    SINCE,
     applied,
     changed,
+    hearing,
     live_through,
     only,
     report,
@@ -152,6 +160,93 @@ def test_two_that_both_live_on_are_both_listed(start: World) -> None:
     assert ready(after) == ("True", Reason.SEVERAL_ACTIVE)
 
 
+def test_an_active_that_has_yet_to_tell_its_story_is_not_given_an_older_one(start: World) -> None:
+    """Its report says Active before the takeover is announced, and still carries its last story."""
+    router = only(start)
+    leader, standby, _ = home_order(router)
+    first = Transition(standby, "ActiveSilent", "2026-11-22T10:10:00.000000Z", from_=leader)
+    second = Transition(leader, "ActiveSilent", "2026-11-22T10:20:00.000000Z", from_=standby)
+    old = report(router, leader, term=1, transition=replaced_time(second, "2026-11-22T10:00:00.000000Z"))
+    known = tuple(
+        replace(v, status=msgspec.structs.replace(v.status, last_failover=first)) for v in start.vips
+    )
+    taking = msgspec.structs.replace(old, since="2026-11-22T10:20:00.000000Z", term=3)
+    after = reporting(replace(start, vips=known), [(leader, taking)])
+    done = reporting(after, [(leader, msgspec.structs.replace(taking, last_transition=second))])
+
+    assert told(after).last_failover == first
+    assert told(done).last_failover == second
+
+
+def replaced_time(story: Transition, time: str) -> Transition:
+    return msgspec.structs.replace(story, time=time)
+
+
+def test_a_virtual_ip_that_comes_to_another_router_does_not_take_over_its_story() -> None:
+    both = live_through(world(3, [vip("a", "192.0.2.1"), vip("b", "192.0.2.2", group="x")]))
+    home = both.routers[both.vips[1].status.virtual_router or ""]
+    leader, standby, _ = home_order(home)
+    story = Transition(standby, "ActiveSilent", "2026-11-22T09:30:00.000000Z", from_=leader)
+    said = report(home, standby, term=2, transition=story)
+    said = msgspec.structs.replace(said, since=story.time)
+    both = reporting(both, [(standby, said), (leader, report(home, leader, "Backup", term=2))])
+    edited = changed(both, vip("a", "192.0.2.1", group="x"))
+    for _ in range(6):
+        edited = applied(edited, plan(edited), LATER)
+        for router in edited.routers.values():
+            for sighting in edited.of(router):
+                holds = tuple(e.address for e in router.spec.addresses if e.state == "Held")
+                now = msgspec.structs.replace(
+                    sighting.report,
+                    observed_generation=router.metadata.generation,
+                    held=holds if sighting.report.state == "Active" else (),
+                )
+                edited = reporting(edited, [(sighting.node, now)])
+    found = told(edited)
+
+    assert found.virtual_router == home.metadata.name
+    assert [h.node for h in found.active] == [standby]
+    assert found.last_failover is None or found.last_failover.reason == "FirstActive"
+
+
+def test_a_stranger_who_claims_what_is_held_is_a_conflict_and_the_address_stays_ready(start: World) -> None:
+    router = only(start)
+    leader, standby, _ = home_order(router)
+    stranger = ReportedConflict("192.0.2.1", "02:99:00:00:00:01", "AddressClaimed", SINCE)
+    peer = ReportedConflict("192.0.2.1", "02:00:00:00:00:02", "AddressClaimedByPeer", SINCE)
+    other = ReportedConflict("192.0.2.9", "02:99:00:00:00:02", "AddressClaimed", SINCE)
+
+    def with_(*conflicts: ReportedConflict, node: str = leader) -> VirtualIPStatus:
+        state: RouterState = "Active" if node == leader else "Backup"
+        return told(reporting(start, [(node, report(router, node, state, conflicts=conflicts))]))
+
+    for conflicts, reason in (
+        ((stranger,), Reason.ADDRESS_CLAIMED),
+        ((peer,), Reason.ADDRESS_CLAIMED_BY_PEER),
+        ((peer, stranger), Reason.ADDRESS_CLAIMED),
+    ):
+        found = with_(*conflicts)
+        assert said(found, ConditionType.CONFLICT) == ("True", reason)
+        assert said(found, ConditionType.READY) == ("True", Reason.HELD)
+    message = next(c for c in with_(stranger).conditions if c.type == "Conflict").message
+    assert "02:99:00:00:00:01" in message
+    assert leader in message
+    assert said(with_(other), ConditionType.CONFLICT)[0] == "False"
+    assert said(with_(stranger, node=standby), ConditionType.CONFLICT)[0] == "False", "it holds nothing"
+
+
+def test_a_foreign_router_on_the_vrid_is_a_conflict_as_long_as_a_candidate_hears_it(start: World) -> None:
+    router = only(start)
+    vrid = router.spec.virtual_router_id
+    heard = hearing(start, home_order(router)[1], vrid)
+    found = told(heard)
+
+    assert said(found, ConditionType.CONFLICT) == ("True", Reason.FOREIGN_ROUTER)
+    assert said(found, ConditionType.READY) == ("True", Reason.HELD)
+    assert said(told(hearing(start, "n1", vrid % 255 + 1)), ConditionType.CONFLICT)[0] == "False"
+    assert said(told(hearing(start, "n1", vrid, "eth9")), ConditionType.CONFLICT)[0] == "False"
+
+
 def test_a_node_that_is_no_candidate_is_not_believed(start: World) -> None:
     router = only(start)
     stranger = world(4).speakers["n4"]
@@ -216,6 +311,31 @@ def test_a_conflict_is_news_once(start: World) -> None:
 
     assert ("Warning", "Conflict") in news(told(start), after)
     assert news(after, after) == []
+
+
+def test_the_end_of_a_conflict_is_news_and_its_return_is_new_news(start: World) -> None:
+    router = only(start)
+    heard = hearing(start, home_order(router)[1], router.spec.virtual_router_id)
+    calm, stormy, again = told(start), told(heard), told(heard, "2026-11-22T12:00:00Z")
+    (first,) = notices(calm, stormy)
+    (second,) = notices(calm, again)
+
+    assert news(calm, stormy) == [("Warning", "Conflict")]
+    assert news(stormy, calm) == [("Normal", "ConflictOver")]
+    assert first.note != second.note, "or the API would take it for the same Event"
+
+
+def test_the_event_of_a_planned_move_tells_its_reason_and_its_times(start: World) -> None:
+    router = only(start)
+    leader, standby, _ = home_order(router)
+    story = Transition(standby, "HandedOver", "2026-11-22T10:30:00.123456Z", leader, 0, 3, 9)
+    moved = told(reporting(start, [(standby, report(router, standby, term=2, transition=story))]))
+    (notice,) = notices(told(start), moved)
+
+    assert moved.last_failover == story
+    assert notice.reason == "FailedOver"
+    for word in ("HandedOver", f"from {leader} to {standby}", story.time, "in 0 ms", "in 3 ms"):
+        assert word in notice.note
 
 
 def test_the_same_news_has_the_same_name_and_a_note_fits_the_api() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import msgspec
 
+from holdfast_api.names import DRAIN_LABEL, MOVE_TO_ANNOTATION
 from holdfast_api.types import (
     Failover,
     HeardVirtualRouterID,
@@ -22,6 +23,7 @@ from holdfast_api.types import (
     VirtualRouter,
 )
 from holdfast_operator import changes, status
+from holdfast_operator.candidates import home_order
 from holdfast_operator.plan import Plan, plan
 from holdfast_operator.world import Node, Vip, World
 
@@ -186,14 +188,19 @@ def reporting(start: World, said: Iterable[tuple[str, RouterReport]]) -> World:
     return replace(start, speakers=speakers)
 
 
-def running(start: World, *, term: int = 1) -> World:
-    """Every router runs as planned: the leader is Active and holds all, the others are Backup."""
+def running(start: World, *, term: int = 1, heard: bool = False) -> World:
+    """Every router runs as planned: the leader is Active and holds all, the others are Backup.
+
+    ``heard``: the others say that they hear it.
+    """
     said = []
     for router in start.routers.values():
+        leader = home_order(router)[0] if router.spec.candidates else None
         for candidate in router.spec.candidates:
-            leads = candidate.priority == 250
+            leads = candidate.node == leader
             state: RouterState = "Active" if leads else "Backup"
-            said.append((candidate.node, report(router, candidate.node, state, term=term)))
+            hears = leader if heard and not leads else None
+            said.append((candidate.node, report(router, candidate.node, state, term=term, hears=hears)))
     gone = {
         name: msgspec.structs.replace(s, routers=tuple(r for r in s.routers if r.name in start.routers))
         for name, s in start.speakers.items()
@@ -209,6 +216,24 @@ def live_through(start: World, rounds: int = 8) -> World:
         if start == before:
             return start
     raise AssertionError(f"planner and speakers do not come to rest within {rounds} rounds")
+
+
+def marked(start: World, node: str, *, by: str = "true", round_: int = 0) -> World:
+    """The node has the label holdfast.dev/drain, or has it no more ("")."""
+    labels = {DRAIN_LABEL: by} if by else {}
+    nodes = {**start.nodes, node: replace(start.nodes[node], labels=labels, marked=round_)}
+    return replace(start, nodes=nodes)
+
+
+def asking(start: World, name: str, to: str, *, asked: int = 0) -> World:
+    """The VirtualIP has the annotation holdfast.dev/move-to, or has it no more ("")."""
+
+    def noted(each: Vip) -> Vip:
+        annotations = {MOVE_TO_ANNOTATION: to} if to else {}
+        metadata = msgspec.structs.replace(each.metadata, annotations=annotations)
+        return replace(each, metadata=metadata, asked=asked)
+
+    return replace(start, vips=tuple(noted(v) if v.metadata.name == name else v for v in start.vips))
 
 
 def changed(start: World, new: Vip) -> World:

@@ -15,6 +15,7 @@ from scapy.layers.inet6 import (
     IPv6,
 )
 from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Raw
 
 from holdfast_speaker.arp.acd import PROBE_DURATION_US, Probe
 from holdfast_speaker.arp.claim import Claim, parse
@@ -66,6 +67,10 @@ SILENT = {
     "RARP": arp(op=3, hwsrc=MAC, psrc="10.0.0.9", pdst="10.0.0.9"),
     "a cut frame": arp(op=1, hwsrc=MAC, psrc="10.0.0.9", pdst="10.0.0.9")[:30],
     "a wrong ICMPv6 checksum": nd("fe80::9", NA)[:-1] + b"\x00",
+    "an option of length 0": nd("fe80::9", NA / Raw(b"\x01\0" + bytes(6))),
+    "an option that is cut off": nd("fe80::9", NA / Raw(b"\x01\x02" + bytes(6))),
+    "a solicited one to all": nd("fe80::9", ICMPv6ND_NA(tgt="2001:db8::100", S=1)),
+    "one for a group": nd("fe80::9", ICMPv6ND_NA(tgt="ff02::100")),
     "a routed one": nd("fe80::9", NA)[:21] + b"\xfe" + nd("fe80::9", NA)[22:],
     "nothing": b"",
 }

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client that asks 1,000 times a second and a witness that sees who answers, around an event."""
+
+from typing import Self
+
+from tests.rig.cluster import Cluster
+from tests.rig.fleet import Fleet
+from tests.rig.probe import Answers, Probe
+from tests.rig.witness import Witness
+
+
+class Onlookers:
+    """``with Onlookers(place, V4, V6) as seen: ...``; afterwards what was lost, and how long two answered."""
+
+    def __init__(self, place: Cluster | Fleet, *addresses: str) -> None:
+        self._place = place
+        self._addresses = addresses
+        self._witness = Witness(place.segment, *addresses)
+        self._answers: dict[str, Answers] = {}
+
+    def __enter__(self) -> Self:
+        self._witness.__enter__()
+        self._probe = Probe(self._place.run, self._place.client, self._addresses)
+        try:
+            for address in self._addresses:
+                self._probe.wait_answer(address)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._answers = self._probe.results()
+                self._witness.stop()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self._probe.__exit__()
+        self._witness.__exit__()
+
+    @property
+    def probe(self) -> Probe:
+        return self._probe
+
+    @property
+    def witness(self) -> Witness:
+        return self._witness
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """Requests without an answer, those at the end too, by address."""
+        trailing = {
+            a: round(seen.silent_ms) if seen.silent_ms > 50 else 0 for a, seen in self._answers.items()
+        }
+        return {address: seen.lost + trailing[address] for address, seen in self._answers.items()}
+
+    @property
+    def nothing_lost(self) -> dict[str, int]:
+        """What ``lost`` is when all is well."""
+        return dict.fromkeys(self._addresses, 0)
+
+    def gap_ms(self, address: str) -> float:
+        """The longest time without an answer; one that did not end counts too."""
+        seen = self._answers[address]
+        return max(seen.longest_gap_ms, seen.silent_ms)
+
+    @property
+    def double_ms(self) -> float:
+        """How long two had an address."""
+        return self._witness.double_ms
+
+    def last_macs(self, seconds: float) -> list[set[str]]:
+        """Who answered the witness in its last seconds, for each address."""
+        return [
+            {answer.mac for answer in account.answers if answer.at >= account.asked[-1] - seconds}
+            for account in self._witness.accounts
+        ]
+
+    def tell(self, what: str) -> None:
+        """One line for whoever reads the test's output."""
+        gaps = ", ".join(f"{a}: lost {n}, gap {self.gap_ms(a):.0f} ms" for a, n in self.lost.items())
+        late = max(seen.late_ms for seen in self._answers.values())
+        double = f"two answered {self._witness.doubled} questions, {self.double_ms:.0f} ms"
+        print(f"{what}: {gaps}; {double}; probe late {late:.0f} ms")
