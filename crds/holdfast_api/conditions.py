@@ -25,6 +25,8 @@ class Reason(StrEnum):
     ADDRESS_RELEASING = "AddressReleasing"
     ADDRESS_OF_NODE = "AddressOfNode"
     MODE_NOT_SUPPORTED = "ModeNotSupported"
+    MAC_IN_USE = "MACInUse"
+    MAC_OF_NODE = "MACOfNode"
     POOL_NOT_SUPPORTED = "PoolNotSupported"
     GROUP_DISAGREES = "GroupDisagrees"
     # Scheduled
@@ -44,6 +46,7 @@ class Reason(StrEnum):
     NO_INTERFACE_ON_SUBNET = "NoInterfaceOnSubnet"
     NO_CARRIER = "NoCarrier"
     LISTENING = "Listening"
+    VIRTUAL_MAC_UNAVAILABLE = "VirtualMACUnavailable"
     # Ready
     HELD = "Held"
     NOT_SCHEDULED = "NotScheduled"
@@ -51,6 +54,7 @@ class Reason(StrEnum):
     CLAIMING = "Claiming"
     BIND_FAILED = "BindFailed"
     SEVERAL_ACTIVE = "SeveralActive"
+    VIRTUAL_MAC_BLOCKED = "VirtualMACBlocked"
     # Conflict
     NO_CONFLICT = "NoConflict"
     ADDRESS_ANSWERED = "AddressAnswered"
@@ -58,6 +62,7 @@ class Reason(StrEnum):
     ADDRESS_CLAIMED = "AddressClaimed"
     ADDRESS_CLAIMED_BY_PEER = "AddressClaimedByPeer"
     FOREIGN_ROUTER = "ForeignRouter"
+    MAC_DOUBLED = "MACDoubled"
     # transitions (status.lastFailover.reason, events)
     FIRST_ACTIVE = "FirstActive"
     ACTIVE_SILENT = "ActiveSilent"

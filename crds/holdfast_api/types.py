@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 Mode = Literal["NodeMAC", "VirtualMAC"]
+MACFallback = Literal["Never", "NodeMAC"]
 Failback = Literal["Never", "Immediate", "Delayed"]
 AddressState = Literal["Held", "Releasing"]
 RouterState = Literal["Initialize", "Backup", "Active"]
@@ -88,6 +89,7 @@ class VirtualIPSpec(Part, frozen=True):
     interfaces: tuple[str, ...] = ()
     mode: Mode = "NodeMAC"
     mac_address: str | None = None
+    mac_fallback: MACFallback = "Never"
     group: str | None = None
     nodes: NodeChoice = NodeChoice()
     failover: Failover = Failover()
@@ -267,7 +269,8 @@ class RouterReport(Part, frozen=True):
     """What one speaker says of one router.
 
     ``reason`` explains Initialize, or why a Backup holds back; ``held`` are bound addresses; ``handover`` is
-    the id of the last order that was obeyed, finished or refused here as its ``from``.
+    the id of the last order that was obeyed, finished or refused here as its ``from``. ``blocked``
+    are held addresses whose virtual MAC reaches nobody on the segment.
     """
 
     name: str
@@ -280,6 +283,7 @@ class RouterReport(Part, frozen=True):
     held: tuple[str, ...] = ()
     failed: tuple[FailedAddress, ...] = ()
     conflicts: tuple[ReportedConflict, ...] = ()
+    blocked: tuple[str, ...] = ()
     reason: str = ""
     hears: str | None = None
     handover: str = ""

@@ -11,7 +11,7 @@ import errno
 import logging
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -108,7 +108,7 @@ class KernelAddresses:
 
     # --- the three verbs --------------------------------------------------------------------------
 
-    def prepare(self, index: int, addresses: frozenset[str]) -> None:
+    def prepare(self, index: int, addresses: frozenset[str], macs: Mapping[str, str] = {}) -> None:
         if index not in self._prepared:
             self._look_around_soon.set()
         self._prepared[index] = addresses

@@ -20,11 +20,13 @@ Form = Literal["announce", "probe", "ask"]
 class Prepare:
     """The addresses that may soon be bound and announced on this NIC: build bytes for them beforehand.
 
-    The whole set for the NIC; what is no longer in it may be forgotten.
+    The whole set for the NIC; what is no longer in it may be forgotten. ``macs``: the virtual MAC of
+    each address that has one; it needs a place on this NIC from now on.
     """
 
     index: int
     addresses: frozenset[str]
+    macs: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +129,17 @@ class Cover:
 class Guard:
     """From now on the kernel's fence judges these addresses, on this NIC, by this VRID's lease.
 
-    The whole list for the VRID. While it is not taken, nothing changes for anybody.
+    The whole list for the VRID. While it is not taken, nothing changes for anybody; but frames of a virtual
+    MAC of ``macs``, (address, MAC), pass only while it is. ``own``: the NIC's own IPv4 address, which asks
+    where the kernel would ask in the name of an address that has a virtual MAC.
     """
 
     virtual_router_id: int
     index: int
     lease_us: int
     addresses: tuple[str, ...]
+    macs: tuple[tuple[str, str], ...] = ()
+    own: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

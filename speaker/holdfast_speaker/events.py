@@ -118,6 +118,13 @@ class LeaseLost:
 
 
 @dataclass(frozen=True, slots=True)
+class MacsHeard:
+    """Frames came in, within the last second, whose sender has one of our virtual MACs."""
+
+    macs: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class TimerFired:
     """The deadline has come (or is past)."""
 
@@ -141,6 +148,7 @@ Event = (
     | Released
     | Taken
     | LeaseLost
+    | MacsHeard
     | TimerFired
     | StopRequested
 )

@@ -17,7 +17,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -153,7 +153,15 @@ class KernelFence:
 
     # --- which addresses ------------------------------------------------------------------------
 
-    def guard(self, virtual_router_id: int, index: int, lease_us: int, addresses: Iterable[str]) -> None:
+    def guard(
+        self,
+        virtual_router_id: int,
+        index: int,
+        lease_us: int,
+        addresses: Iterable[str],
+        macs: Mapping[str, str] = {},
+        own: str | None = None,
+    ) -> None:
         """These are the router's addresses, all of them, at home on that NIC. Takes nothing: until the
         first ``take`` they are as without a fence, but for orphans, which stay silent."""
         if self.fault:
@@ -193,6 +201,13 @@ class KernelFence:
             known.discard(virtual_router_id)
         messages = rules.remove(virtual_router_id, guard.addresses)
         self._do(f"unguard {virtual_router_id}", messages, stated=True)
+
+    def shelter(self) -> None:
+        """Macvlans of virtual MACs came or went: each hears nothing but what is for its addresses."""
+
+    def heard_macs(self) -> frozenset[str]:
+        """Virtual MACs of ours that were the sender of frames that came in within the last second."""
+        return frozenset()
 
     def adopt(self, address: str) -> None:
         """No orphan any more: released, or somebody else's."""

@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
@@ -185,7 +185,9 @@ class ScapyFrames:
                 self._cache.pop(index, None)
         self._macs = macs
 
-    def prepare(self, index: int, addresses: frozenset[str], *, forwarding: bool) -> None:
+    def prepare(
+        self, index: int, addresses: frozenset[str], macs: Mapping[str, str] = {}, *, forwarding: bool
+    ) -> None:
         self._prepared[index] = addresses
         if self._forwarding.get(index) != forwarding:
             self._cache.pop(index, None)

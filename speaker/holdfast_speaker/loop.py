@@ -26,6 +26,7 @@ _CHORE_PAUSE_S: Final = 0.002
 _RESTART_S: Final = 1.0
 _STOP_S: Final = 4.0
 _FENCE_REFRESH_S: Final = 10.0
+_MACS_S: Final = 1.0
 _LAST_REPORT_S: Final = 1.0
 _FAILURES: Final = 10  # of the brain, within
 _FAILURES_US: Final = 60_000_000
@@ -79,6 +80,7 @@ class Loop:
             self._plan.run,
             self._collect,
             self._refresh_fence,
+            self._watch_macs,
             *self._beside,
         )
         tasks = [asyncio.create_task(self._for_ever(work)) for work in beside]
@@ -179,8 +181,8 @@ class Loop:
                 return self._take(effect)
             case effects.Fence():
                 self._turn_fence(effect)
-            case effects.Guard(virtual_router_id, index, lease_us, addresses):
-                self._fence.guard(virtual_router_id, index, lease_us, addresses)
+            case effects.Guard(virtual_router_id, index, lease_us, addresses, macs, own):
+                self._fence.guard(virtual_router_id, index, lease_us, addresses, dict(macs), own)
             case effects.Unguard(virtual_router_id):
                 self._fence.unguard(virtual_router_id)
             case effects.Bind(id_, index, addresses):
@@ -197,10 +199,11 @@ class Loop:
             case effects.Refresh(index, addresses):
                 self._chores.refresh(index, addresses)
                 self._start_chores()
-            case effects.Prepare(index, addresses):
-                self._addresses.prepare(index, addresses)
+            case effects.Prepare(index, addresses, macs):
+                self._addresses.prepare(index, addresses, dict(macs))
+                self._fence.shelter()
                 forwarding = self._addresses.surroundings(index).forwarding
-                self._frames.prepare(index, addresses, forwarding=forwarding)
+                self._frames.prepare(index, addresses, dict(macs), forwarding=forwarding)
             case effects.Hear(indexes):
                 self._wire.hear(indexes)
             case effects.Cover(indexes):
@@ -284,6 +287,14 @@ class Loop:
         while True:
             await asyncio.sleep(_FENCE_REFRESH_S)
             self._fence.refresh()
+
+    async def _watch_macs(self) -> None:
+        """Whether somebody else uses a virtual MAC of ours; the kernel keeps account of it."""
+        while True:
+            await asyncio.sleep(_MACS_S)
+            heard = self._fence.heard_macs()
+            if heard:
+                self.feed(events.MacsHeard(heard))
 
     async def _watch_cluster(self) -> None:
         async for event in self._cluster.events():

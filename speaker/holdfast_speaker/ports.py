@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the loop asks of each door. The simulator and the tests of the loop bring their own."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,9 +62,15 @@ class Surroundings:
 
 
 class Addresses(Protocol):
-    """rtnetlink (``addresses.py``). bind, release, refresh block about 10 us an address and never raise."""
+    """rtnetlink (``addresses.py``). bind, release, refresh block about 10 us an address and never raise.
 
-    def prepare(self, index: int, addresses: frozenset[str]) -> None: ...
+    An address with a virtual MAC lives on a macvlan of its MAC; everybody else says and hears its NIC.
+    """
+
+    def prepare(self, index: int, addresses: frozenset[str], macs: Mapping[str, str] = {}) -> None:
+        """``macs``: address to virtual MAC, for those that have one. Never waits for a macvlan to go."""
+        ...
+
     def bind(self, index: int, addresses: Sequence[str]) -> dict[str, str]:
         """Why not, for each address that is not bound afterwards."""
         ...
@@ -96,7 +102,15 @@ class Fence(Protocol):
         """Stand on exactly these NICs."""
         ...
 
-    def guard(self, virtual_router_id: int, index: int, lease_us: int, addresses: Sequence[str]) -> None: ...
+    def guard(
+        self,
+        virtual_router_id: int,
+        index: int,
+        lease_us: int,
+        addresses: Sequence[str],
+        macs: Mapping[str, str] = {},
+        own: str | None = None,
+    ) -> None: ...
     def unguard(self, virtual_router_id: int) -> None: ...
     def take(self, virtual_router_id: int) -> bool: ...
     def extend(self, virtual_router_id: int) -> bool:
@@ -112,6 +126,14 @@ class Fence(Protocol):
         ...
 
     def refresh(self) -> None: ...
+    def shelter(self) -> None:
+        """Virtual MACs' macvlans came or went: they hear nothing but what is for their addresses."""
+        ...
+
+    def heard_macs(self) -> frozenset[str]:
+        """Virtual MACs of ours that were the sender of frames that came in within the last second."""
+        ...
+
     def mend(self) -> frozenset[int]:
         """Build again what somebody removed; the VRIDs whose leases went with it."""
         ...
@@ -126,7 +148,12 @@ class Frames(Protocol):
         """The NICs with their MACs: frames made for another MAC are forgotten."""
         ...
 
-    def prepare(self, index: int, addresses: frozenset[str], *, forwarding: bool) -> None: ...
+    def prepare(
+        self, index: int, addresses: frozenset[str], macs: Mapping[str, str] = {}, *, forwarding: bool
+    ) -> None:
+        """What has a virtual MAC is announced and asks by it; it is probed for by the NIC's own."""
+        ...
+
     def frames(self, index: int, form: Form, address: str, around: Surroundings) -> Sequence[bytes]:
         """The frames of one form for one address; none when the NIC is not known."""
         ...

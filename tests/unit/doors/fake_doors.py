@@ -3,7 +3,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
 from holdfast_api.types import SpeakerStatus, VirtualRouter
 from holdfast_speaker.effects import Effect, Form
@@ -86,7 +86,7 @@ class FakeAddresses:
         self.seen: asyncio.Queue[LinksSeen | AddressesSeen] = asyncio.Queue()
         self.around = Surroundings()
 
-    def prepare(self, index: int, addresses: frozenset[str]) -> None:
+    def prepare(self, index: int, addresses: frozenset[str], macs: Mapping[str, str] = {}) -> None:
         self.calls.append(("prepare", index, tuple(sorted(addresses))))
 
     def bind(self, index: int, addresses: Sequence[str]) -> dict[str, str]:
@@ -123,7 +123,9 @@ class FakeFrames:
     def see(self, links: Sequence[Link]) -> None:
         self.links = links
 
-    def prepare(self, index: int, addresses: frozenset[str], *, forwarding: bool) -> None: ...
+    def prepare(
+        self, index: int, addresses: frozenset[str], macs: Mapping[str, str] = {}, *, forwarding: bool
+    ) -> None: ...
 
     def frames(self, index: int, form: Form, address: str, around: Surroundings) -> Sequence[bytes]:  # noqa: ARG002
         targets = [*around.gateways, *around.neighbours] if form == "ask" else [None]
@@ -138,14 +140,30 @@ class FakeFence:
         self.calls: list[tuple[str, int]] = []
         self.refuses = self.dead = self.closed = False
         self.lost: frozenset[int] = frozenset()
+        self.heard: frozenset[str] = frozenset()
+        self.sheltered = 0
         self.covered: frozenset[int] = frozenset()
         self.adopted: list[str] = []
 
     def cover(self, indexes: frozenset[int]) -> None:
         self.covered = indexes
 
-    def guard(self, virtual_router_id: int, index: int, lease_us: int, addresses: Iterable[str]) -> None:  # noqa: ARG002
+    def guard(  # noqa: PLR0913
+        self,
+        virtual_router_id: int,
+        index: int,
+        lease_us: int,
+        addresses: Iterable[str],
+        macs: Mapping[str, str] = {},
+        own: str | None = None,
+    ) -> None:
         self.calls.append(("guard", virtual_router_id))
+
+    def shelter(self) -> None:
+        self.sheltered += 1
+
+    def heard_macs(self) -> frozenset[str]:
+        return self.heard
 
     def unguard(self, virtual_router_id: int) -> None:
         self.calls.append(("unguard", virtual_router_id))
