@@ -176,6 +176,7 @@ class ScapyFrames:
         self._macs: dict[int, str] = {}
         self._forwarding: dict[int, bool] = {}
         self._prepared: dict[int, frozenset[str]] = {}
+        self._virtual: dict[int, Mapping[str, str]] = {}  # address -> virtual MAC
         self._cache: dict[int, dict[tuple[Form, str], tuple[bytes, ...]]] = {}
 
     def see(self, links: Sequence[Link]) -> None:
@@ -189,9 +190,10 @@ class ScapyFrames:
         self, index: int, addresses: frozenset[str], macs: Mapping[str, str] = {}, *, forwarding: bool
     ) -> None:
         self._prepared[index] = addresses
-        if self._forwarding.get(index) != forwarding:
+        if self._forwarding.get(index) != forwarding or self._virtual.get(index, {}) != macs:
             self._cache.pop(index, None)
         self._forwarding[index] = forwarding
+        self._virtual[index] = macs
         cache = self._cache.setdefault(index, {})
         for key in [key for key in cache if key[1] not in addresses]:
             del cache[key]
@@ -209,7 +211,7 @@ class ScapyFrames:
                 self._forwarding[index] = around.forwarding
                 self._cache.pop(index, None)
             return self._made(index, form, address)
-        templates = _templates(mac, forwarding=around.forwarding)
+        templates = _templates(self._mac(index, address), forwarding=around.forwarding)
         version = ":" in address
         most = max(1, _MOST_ASKED // max(1, len(self._prepared.get(index, ()))))
         told = [*around.gateways, *around.neighbours[:most]]
@@ -219,11 +221,16 @@ class ScapyFrames:
             if (":" in whom.address) == version and whom.address != address
         ]
 
+    def _mac(self, index: int, address: str) -> str:
+        return self._virtual.get(index, {}).get(address) or self._macs[index]
+
     def _made(self, index: int, form: Form, address: str) -> tuple[bytes, ...]:
         cache = self._cache.setdefault(index, {})
         made = cache.get((form, address))
         if made is None:
-            templates = _templates(self._macs[index], forwarding=self._forwarding.get(index, False))
+            # Nothing is said by a virtual MAC before it is ours; a probe is.
+            mac = self._macs[index] if form == "probe" else self._mac(index, address)
+            templates = _templates(mac, forwarding=self._forwarding.get(index, False))
             made = (_announce if form == "announce" else _probe)(templates, address)
             if address in self._prepared.get(index, ()):
                 cache[form, address] = made

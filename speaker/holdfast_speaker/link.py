@@ -3,7 +3,7 @@
 
 Hearing sits before the host's firewall (AF_PACKET, ETH_P_ALL), so no rule of the host can deafen a
 speaker; a filter in the kernel lets through only ARP, VRRP and neighbour solicitations and
-advertisements that came in untagged for this host. Needs NET_RAW; NET_ADMIN for the big buffers.
+advertisements that came in untagged for this host, and answers to others (to its virtual MACs). Needs NET_RAW; NET_ADMIN for the big buffers.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _SO_SNDBUFFORCE: Final = 32
 _SO_PRIORITY: Final = 12
 _SO_MARK: Final = 36
 _CONTROL: Final = 7  # TC_PRIO_CONTROL: adverts overtake the host's own traffic in its queues
-_OTHER_HOST: Final = 3  # sll_pkttype; 4 is our own outgoing
+_OTHER_HOST, _OUTGOING = 3, 4  # sll_pkttype
 _BUFFER: Final = 4 << 20
 _LONGEST: Final = 2048  # an advert of 255 addresses is 1,042 bytes long
 _GROUP_MACS: Final = (bytes.fromhex("01005e000012"), bytes.fromhex("333300000012"))
@@ -37,14 +37,15 @@ _GROUP4: Final = socket.inet_pton(socket.AF_INET, "224.0.0.18")
 _GROUP6: Final = socket.inet_pton(socket.AF_INET6, "ff02::12")
 
 HEARD: Final = bpf.assemble(
-    bpf.load_ancillary(bpf.PACKET_TYPE),
-    bpf.jump_if_at_least(_OTHER_HOST, "drop"),
     bpf.load_ancillary(bpf.VLAN_TAG_PRESENT),
     bpf.jump_if(0, "untagged"),
     bpf.load_ancillary(bpf.VLAN_TAG),
     bpf.mask(0x0FFF),
     bpf.jump_unless(0, "drop"),  # VLAN 0 is only a priority (802.1Q)
     "untagged",
+    bpf.load_ancillary(bpf.PACKET_TYPE),
+    bpf.jump_if_at_least(_OUTGOING, "drop"),
+    bpf.jump_if(_OTHER_HOST, "other"),
     bpf.load_half(12),
     bpf.jump_if(0x0806, "keep"),
     bpf.jump_if(0x0800, "ipv4"),
@@ -59,6 +60,19 @@ HEARD: Final = bpf.assemble(
     "ipv4",
     bpf.load_byte(23),
     bpf.jump_if(112, "keep"),
+    bpf.give(0),
+    "other",  # to a virtual MAC of ours, perhaps: only whether it is answered is of interest
+    bpf.load_half(12),
+    bpf.jump_if(0x0806, "arp"),
+    bpf.jump_unless(0x86DD, "drop"),
+    bpf.load_byte(20),
+    bpf.jump_unless(58, "drop"),
+    bpf.load_byte(54),
+    bpf.jump_if(136, "keep"),
+    bpf.give(0),
+    "arp",
+    bpf.load_half(20),
+    bpf.jump_if(2, "keep"),
     "drop",
     bpf.give(0),
     "keep",

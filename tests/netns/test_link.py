@@ -48,6 +48,10 @@ WANTED = {
     "an ARP question": ARP_QUESTION,
     "a neighbour solicitation": SOLICITATION,
     "a neighbour advertisement": ADVERTISEMENT,
+    "an ARP answer to another, perhaps a virtual MAC of ours": bytes(
+        Ether(src=B, dst="02:00:00:00:00:99") / ARP(op=2, hwsrc=B, psrc="192.0.2.2", pdst="192.0.2.9")
+    ),
+    "a neighbour advertisement to another": bytes.fromhex("020000000099") + ADVERTISEMENT[6:],
 }
 UNWANTED = {
     "UDP": bytes(Ether(src=B, dst="ff:ff:ff:ff:ff:ff") / IP(src="192.0.2.2", dst="255.255.255.255") / UDP()),
@@ -58,9 +62,10 @@ UNWANTED = {
     "an advert with a vlan tag": bytes(
         Ether(src=B, dst=VRRP_MAC) / Dot1Q(vlan=5, type=0x0800) / V4_ADVERT[14:]
     ),
-    "ARP for another host": bytes(
-        Ether(src=B, dst="02:00:00:00:00:99") / ARP(op=2, hwsrc=B, psrc="192.0.2.2", pdst="192.0.2.9")
+    "a question to another host": bytes(
+        Ether(src=B, dst="02:00:00:00:00:99") / ARP(op=1, hwsrc=B, psrc="192.0.2.2", pdst="192.0.2.9")
     ),
+    "an advert to another host": bytes(Ether(src=B, dst="02:00:00:00:00:99", type=0x0800)) + V4_ADVERT[14:],
 }
 
 

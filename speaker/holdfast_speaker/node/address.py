@@ -25,6 +25,7 @@ HELD: Final = (Phase.BOUND, Phase.RELEASING)
 class Holding:
     """One address. ``index`` is the NIC it is on while its phase is one of ON_NIC, or it is ``kept``.
 
+    mac: its virtual MAC by the plan (b"": the NIC's own); ``placed_mac``: the one it is on the NIC with.
     kept: on the NIC, though we are not Active (any more): left by an earlier life, or being handed over.
     """
 
@@ -41,9 +42,11 @@ class Holding:
         "kept",
         "losses",
         "lost_us",
+        "mac",
         "message",
         "packed",
         "phase",
+        "placed_mac",
         "probed_us",
         "reason",
         "released_us",
@@ -57,6 +60,7 @@ class Holding:
         self.address = address
         self.packed = ip_address(address).packed
         self.family: Family = 4 if len(self.packed) == 4 else 6
+        self.mac = self.placed_mac = b""
         self.wanted = False
         self.claimed = False
         self.vouched = False  # a live Active listed it, or we held it: no stranger's address

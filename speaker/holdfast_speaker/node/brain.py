@@ -47,8 +47,9 @@ class Node:
         least_interval_us: int = 0,
         seal: Seal | None = None,
         preflight: tuple[Condition, ...] = (),
+        virtual_macs: bool = True,
     ) -> None:
-        self._host = Host(name, wall_offset_us, jiffy_us, least_interval_us, seal)
+        self._host = Host(name, wall_offset_us, jiffy_us, least_interval_us, seal, virtual_macs)
         # Questions and answers have no HMAC: where nothing is believed without, neither are they.
         self._enforces = seal is not None and seal.mode == "enforce"
         self._version = version
@@ -85,6 +86,8 @@ class Node:
                 self._taken(event, now_us)
             case on.LeaseLost():
                 self._lose(event, now_us)
+            case on.MacsHeard():
+                self._hear_macs(event.macs, now_us)
             case on.AddressesSeen():
                 self._see_addresses(event.bound, now_us)
             case on.LinksSeen():
@@ -182,7 +185,13 @@ class Node:
     def _hear_claim(self, nic: Nic, frame: bytes, now_us: int) -> None:
         claimed = claim.parse(frame)
         ours = claimed is None or claimed.mac in self._host.macs
-        nic.note(frame, b"" if claimed is None or ours else claimed.address, now_us)
+        # A virtual MAC is nobody: whose it is changes.
+        nobody = ours or claimed is None or claimed.mac in self._routers.dressed
+        nic.note(frame, b"" if claimed is None or nobody else claimed.address, now_us)
+        called = self._routers.dressed.get(frame[:6])
+        if called is not None and claim.is_answer(frame):
+            called.reach.heard(frame[:6])
+            self._routers.agenda.arm(called)
         if claimed is None or ours:
             return
         asked = claim.target(frame)
@@ -192,6 +201,14 @@ class Node:
             holding = instance.holdings.by_packed.get(claimed.address)
             if holding is not None and instance.nic is nic:
                 instance.claimed_by(holding, claimed.mac, now_us)
+                self._routers.agenda.arm(instance)
+
+    def _hear_macs(self, macs: frozenset[str], now_us: int) -> None:
+        for text in sorted(macs):
+            mac = bytes.fromhex(text.replace(":", ""))
+            instance = self._routers.dressed.get(mac)
+            if instance is not None:
+                instance.mac_heard(mac, now_us)
                 self._routers.agenda.arm(instance)
 
     # --- time -----------------------------------------------------------------------------------

@@ -19,12 +19,18 @@ from holdfast_speaker.units import NEVER_US, SECOND_US
 DEFEND_US: Final = SECOND_US
 OVER_US: Final = 5 * SECOND_US
 PEER_SETTLES_US: Final = 2 * SECOND_US  # after a takeover the old Active's last words are no conflict
+_SETTLING: Final = (Reason.ADDRESS_CLAIMED_BY_PEER, Reason.MAC_DOUBLED)
+_WHO: Final = {
+    Reason.ADDRESS_CLAIMED_BY_PEER: "a candidate",
+    Reason.ADDRESS_CLAIMED: "a host that is no candidate",
+    Reason.MAC_DOUBLED: "somebody with the same virtual MAC",
+}
 
 
 @dataclass(slots=True)
 class _Claim:
     mac: str
-    peer: bool
+    reason: Reason
     since_us: int
     last_us: int
     defended_us: int
@@ -42,25 +48,31 @@ class Conflicts:
 
     def claimed(self, holding: Holding, mac: str, nic: Nic, *, peer: bool, now_us: int) -> None:
         """A frame of ``mac`` says that it has the address."""
+        reason = Reason.ADDRESS_CLAIMED_BY_PEER if peer else Reason.ADDRESS_CLAIMED
+        if mac == holding.mac.hex(":"):
+            reason = Reason.MAC_DOUBLED
         claim = self._claims.get(holding.address)
         if claim is None:
-            claim = self._claims[holding.address] = _Claim(mac, peer, now_us, now_us, -NEVER_US)
+            claim = self._claims[holding.address] = _Claim(mac, reason, now_us, now_us, -NEVER_US)
         claim.last_us = now_us
-        if claim.mac != mac and (claim.peer or not peer):  # a stranger is worse news than a peer
-            self._host.dirty = self._host.dirty or (claim.peer and not peer)
-            claim.mac, claim.peer = mac, peer
+        if claim.mac != mac and (claim.reason in _SETTLING or reason not in _SETTLING):
+            # A stranger is worse news than a peer.
+            self._host.dirty = self._host.dirty or (claim.reason is not reason)
+            claim.mac, claim.reason = mac, reason
         if now_us - claim.defended_us >= DEFEND_US:
             claim.defended_us = now_us
             self._host.out.append(Count("conflicts", self._router))
             facts = (("router", self._router), ("address", holding.address), ("mac", mac))
-            who = "a candidate" if peer else "a host that is no candidate"
-            self._host.out.append(Log("warning", f"Another claims an address held here: {who}", facts))
+            self._host.out.append(
+                Log("warning", f"Another claims an address held here: {_WHO[reason]}", facts)
+            )
             nic.announcer.start((holding.address,), now_us)
         self._tell(claim, now_us)
         self.deadline_us = min(self.deadline_us, now_us + DEFEND_US)
 
     def _tell(self, claim: _Claim, now_us: int) -> None:
-        if not claim.reported and (not claim.peer or now_us - claim.since_us >= PEER_SETTLES_US):
+        settled = claim.reason not in _SETTLING or now_us - claim.since_us >= PEER_SETTLES_US
+        if not claim.reported and settled:
             claim.reported = self._host.dirty = True
 
     def wake(self, now_us: int, nic: Nic | None) -> None:
@@ -88,7 +100,7 @@ class Conflicts:
             ReportedConflict(
                 address,
                 claim.mac,
-                (Reason.ADDRESS_CLAIMED_BY_PEER if claim.peer else Reason.ADDRESS_CLAIMED).value,
+                claim.reason.value,
                 self._host.wall(claim.since_us),
             )
             for address, claim in sorted(self._claims.items())

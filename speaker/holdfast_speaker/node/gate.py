@@ -10,7 +10,8 @@ from typing import Final
 from holdfast_speaker.effects import Fence, Guard, Take, Unguard
 from holdfast_speaker.node.host import Host
 
-_Wanted = tuple[int, int, tuple[str, ...]]  # ifindex, lease, addresses
+_Macs = tuple[tuple[str, str], ...]  # address, virtual MAC
+_Wanted = tuple[int, int, tuple[str, ...], _Macs, str | None]  # ifindex, lease, addresses, MACs, own address
 RETRY_US: Final = 100_000
 
 
@@ -27,8 +28,15 @@ class Gate:
         self.asked: int | None = None
         self.again_us = 0
 
-    def guard(self, index: int, lease_us: int, addresses: tuple[str, ...]) -> None:
-        wanted = (index, lease_us, addresses)
+    def guard(
+        self,
+        index: int,
+        lease_us: int,
+        addresses: tuple[str, ...],
+        macs: _Macs = (),
+        own: str | None = None,
+    ) -> None:
+        wanted = (index, lease_us, addresses, macs, own if macs else None)
         if wanted != self._guarded:
             self._guarded = wanted
             self._host.out.append(Guard(self._virtual_router_id, *wanted))

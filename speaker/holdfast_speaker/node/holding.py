@@ -12,13 +12,14 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from holdfast_api.conditions import Reason
-from holdfast_api.types import FailedAddress, RouterAddress
+from holdfast_api.types import FailedAddress, VirtualRouterSpec
 from holdfast_speaker.arp.acd import Probe
 from holdfast_speaker.arp.announce import CHUNK
 from holdfast_speaker.effects import Announce, Bind, Count, Log, Refresh, Release
 from holdfast_speaker.events import Bound, Released
 from holdfast_speaker.node.address import HELD, ON_NIC, Holding, Phase
 from holdfast_speaker.node.host import Host
+from holdfast_speaker.node.plan import virtual_mac
 from holdfast_speaker.units import MILLISECOND_US, NEVER_US, SECOND_US
 
 REFRESH_US: Final = 10 * SECOND_US  # the kernel's lifetime is 30 s
@@ -54,14 +55,15 @@ class Holdings:
 
     # --- what is wanted, what is known ----------------------------------------------------------
 
-    def want(self, addresses: Iterable[RouterAddress]) -> None:
+    def want(self, spec: VirtualRouterSpec) -> None:
         """The plan's addresses. What is bound and not among them is for ``unwanted``."""
         for holding in self.by_address.values():
             holding.wanted = False
-        for planned in addresses:
+        for planned in spec.addresses:
             holding = self.by_address.get(planned.address) or Holding(planned.address)
             self.by_address[planned.address] = holding
             holding.claimed = planned.claimed
+            holding.mac = virtual_mac(spec, planned) or b""
             holding.wanted = planned.state == "Held"
         self._tidy()
 
@@ -90,6 +92,10 @@ class Holdings:
     def in_phase(self, *phases: Phase) -> list[Holding]:
         return [holding for holding in self.by_address.values() if holding.phase in phases]
 
+    def macs(self) -> tuple[tuple[str, str], ...]:
+        """Those with a virtual MAC: (address, MAC)."""
+        return tuple((h.address, h.mac.hex(":")) for h in self.by_address.values() if h.mac)
+
     def on_nic(self) -> list[Holding]:
         return [holding for holding in self.by_address.values() if holding.kept or holding.phase in ON_NIC]
 
@@ -100,6 +106,10 @@ class Holdings:
         """What is on a NIC, also while it is being released: nobody else may have it yet."""
         holdings = self.by_address.values()
         return tuple(holding.address for holding in holdings if holding.kept or holding.phase in HELD)
+
+    def held_by(self, macs: frozenset[bytes]) -> tuple[str, ...]:
+        """What is bound with one of these virtual MACs."""
+        return tuple(holding.address for holding in self.in_phase(Phase.BOUND) if holding.mac in macs)
 
     def failed(self) -> tuple[FailedAddress, ...]:
         return tuple(
@@ -204,7 +214,7 @@ class Holdings:
         """From now on these are being bound; the effect that does it."""
         for holding in ready:
             holding.phase, holding.index, holding.seen = Phase.BINDING, index, False
-            holding.kept = False
+            holding.kept, holding.placed_mac = False, holding.mac
             self._host.holders[holding.address] = self._router
         bind = Bind(self._host.next_id(self._router), index, tuple(holding.address for holding in ready))
         self._pending[bind.id] = (now_us + ANSWER_TIMEOUT_US, tuple(ready))
@@ -280,7 +290,7 @@ class Holdings:
 
     def leave(self, holding: Holding, index: int) -> None:
         """Found on the NIC at start: it stays there, fenced, until somebody is Active."""
-        holding.kept, holding.index = True, index
+        holding.kept, holding.index, holding.placed_mac = True, index, holding.mac
         self._host.holders.setdefault(holding.address, self._router)
 
     def _let_go(self, holding: Holding) -> None:

@@ -28,6 +28,7 @@ class Host:
     jiffy_us: int = 0
     least_interval_us: int = 0
     seal: Seal | None = None  # adverts have an HMAC
+    virtual_macs: bool = True  # the kernel has what they need
     out: list[Effect] = field(default_factory=list)
     nics: dict[int, Nic] = field(default_factory=dict)
     macs: frozenset[bytes] = frozenset()

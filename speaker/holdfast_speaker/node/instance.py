@@ -41,7 +41,7 @@ class Instance(Tenure):
         self._first = plan.is_first(spec, self._host.name)
         self._nodes = {source: each.node for each in spec.candidates for source in each.sources}
         self.suspicion.learn(spec.candidates)
-        self.holdings.want(spec.addresses)
+        self.holdings.want(spec)
         self._adverts = None
         self._configure(now_us)
         self.following.listed.clear()  # what the Active lists may be an address that is new to us
@@ -197,12 +197,14 @@ class Instance(Tenure):
         text = mac.hex(":")
         peer = any(text in candidate.macs for candidate in self.virtual_router.spec.candidates)
         if holding.phase is Phase.PROBING:
-            peer = peer or mac == self.following.mac  # an Active that the plan does not name: keepalived, say
+            peer = peer or mac in (
+                self.following.mac,
+                holding.mac,
+            )  # an Active that the plan does not name: keepalived, say
             self.holdings.answered(holding, text, peer=peer, now_us=now_us)
             self.settle(now_us)
-        elif holding.phase is Phase.BOUND and self.nic is not None and self.router.serving:
-            self.conflicts.claimed(holding, text, self.nic, peer=peer, now_us=now_us)
-            self._rearm()
+        elif holding.phase is Phase.BOUND:
+            self._conflict(holding, text, peer=peer, now_us=now_us)
 
     # --- the next step --------------------------------------------------------------------------
 
@@ -215,7 +217,10 @@ class Instance(Tenure):
         unwanted = [
             holding
             for holding in [*holdings.in_phase(Phase.BINDING, Phase.BOUND), *holdings.kept()]
-            if not holding.wanted or nic is None or (holding.kept and holding.index != nic.link.index)
+            if not holding.wanted
+            or nic is None
+            or holding.mac != holding.placed_mac
+            or (holding.kept and holding.index != nic.link.index)
         ]
         if unwanted:
             self._adverts = None
@@ -241,18 +246,18 @@ class Instance(Tenure):
             holdings.rest(now_us)
         else:
             holdings.pause()
-        self._guard()
+        self.guard()
         self.arm()
 
     def _bind(self, ready: list[Holding], nic: Nic, now_us: int) -> None:
         bind = self.holdings.begin(ready, nic.link.index, now_us)
-        self._guard()
+        self.guard()
         self._host.out.append(bind)
 
     def _ask_for_lease(self, now_us: int) -> None:
         """Too late by an interval, the decision is worth nothing any more."""
         if self.gate.asked is None and now_us >= self.gate.again_us:
-            self._guard()
+            self.guard()
             self.gate.ask(now_us + self.router.settings.interval_us)
             self._host.dirty = True
 
@@ -293,7 +298,9 @@ class Instance(Tenure):
             self.holdings.release(self.holdings.in_phase(Phase.BOUND), now_us)
         elif fresh and self.nic is not None:
             silent = self._takeover is not None and self._takeover.why is Reason.ACTIVE_SILENT
-            self.nic.announcer.start(fresh, self.nic.first_announcement_us(now_us), asking=silent)
+            first_us = self.nic.first_announcement_us(now_us)
+            self.nic.announcer.start(fresh, first_us, asking=silent)
+            self.reach.begin(self.holdings.in_phase(Phase.BOUND), first_us)
             self._host.afterwards += [self._tell_held, partial(self._tell_askers, fresh, self.nic)]
             if self._takeover is not None:
                 self.transition = self._takeover.report(self._host, now_us, announced=len(fresh))
@@ -360,6 +367,7 @@ class Instance(Tenure):
         self.conflicts.wake(now_us, self.nic)
         if self.nic is not None:
             self.suspicion.wake(self.nic, now_us)
+            self.reach.wake(self.nic, self.suspicion.targets(self.nic, now_us), now_us)
         self._wake_departure(now_us)
         if self.holdings.deadline_us <= now_us:
             self.holdings.wake(now_us)

@@ -3,13 +3,14 @@
 
 from ipaddress import ip_address
 
-from holdfast_api.types import Candidate, VirtualRouter, VirtualRouterSpec
+from holdfast_api.types import Candidate, RouterAddress, VirtualRouter, VirtualRouterSpec
 from holdfast_speaker.node.host import Host
 from holdfast_speaker.units import MILLISECOND_US, SECOND_US
 from holdfast_speaker.vrrp.advert import MAX_ADDRESSES, MAX_INTERVAL_US
 from holdfast_speaker.vrrp.router import Settings
 
 MAX_IPV6: int = 88  # with a link-local one and a trailer they fit 1,500 bytes
+_OCTETS = 6
 MAX_ROUTERS = 1024  # more than there are VRIDs; the rest of a list is refused
 
 
@@ -50,12 +51,24 @@ def fault(router: VirtualRouter) -> str | None:
         )
     if spec.failback_delay_seconds < 0:
         return "spec.failbackDelaySeconds must not be negative"
-    if spec.mode != "NodeMAC":
-        return f"spec.mode is {spec.mode}: this speaker has NodeMAC only"
     for each in spec.candidates:
         if not 1 <= each.priority <= 254:
             return f"spec.candidates: the priority of {each.node} is {each.priority}: must be 1 to 254"
     return _addresses_fault(spec)
+
+
+def virtual_mac(spec: VirtualRouterSpec, planned: RouterAddress) -> bytes | None:
+    """The MAC that moves along with this address; b"" where the NIC's own is used, None: it is no MAC."""
+    if spec.mode != "VirtualMAC" or planned.mac_address is None:
+        return b""
+    octets = planned.mac_address.split(":")
+    if len(octets) != _OCTETS or not all(len(octet) == 2 for octet in octets):
+        return None
+    try:
+        mac = bytes.fromhex("".join(octets))
+    except ValueError:
+        return None
+    return mac if len(mac) == _OCTETS and any(mac) and not mac[0] & 1 else None
 
 
 def _addresses_fault(spec: VirtualRouterSpec) -> str | None:
@@ -72,6 +85,8 @@ def _addresses_fault(spec: VirtualRouterSpec) -> str | None:
             return f"spec.addresses: {planned.address} stands there twice"
         seen.add(planned.address)
         sixes += address.version == 6
+        if planned.mac_address is not None and virtual_mac(spec, planned) is None:
+            return f"spec.addresses: {planned.mac_address[:32]!r} is no MAC address of one host"
     if len(seen) - sixes > MAX_ADDRESSES or sixes > MAX_IPV6:
         return f"spec.addresses: at most {MAX_ADDRESSES} IPv4 and {MAX_IPV6} IPv6 addresses fit an advert"
     return None

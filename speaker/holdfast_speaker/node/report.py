@@ -60,6 +60,7 @@ def _router(instance: Instance, host: Host) -> RouterReport:
         hears=instance.following.hears,
         last_transition=instance.transition,
         conflicts=instance.conflicts.report(),
+        blocked=instance.holdings.held_by(instance.reach.blocked),
         handover=instance.departure.order,
     )
 

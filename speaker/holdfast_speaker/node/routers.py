@@ -8,6 +8,7 @@ from holdfast_api.interfaces import choose
 from holdfast_api.types import Interface, VirtualRouter
 from holdfast_speaker import events as on
 from holdfast_speaker.effects import Cover, Hear, Log, Prepare
+from holdfast_speaker.node.address import Holding
 from holdfast_speaker.node.agenda import Agenda
 from holdfast_speaker.node.book import Book
 from holdfast_speaker.node.host import Host
@@ -29,7 +30,9 @@ PlanEvent = (
 
 
 class Routers:
-    """``instances`` by name, in order; ``running`` by ifindex and VRID; ``claimants`` by packed address."""
+    """``instances`` by name, in order; ``running`` by ifindex and VRID; ``claimants`` by packed address;
+    ``dressed`` by virtual MAC.
+    """
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -37,13 +40,14 @@ class Routers:
         self.instances: dict[str, Instance] = {}
         self.running: dict[tuple[int, int], Instance] = {}
         self.claimants: dict[bytes, tuple[Instance, ...]] = {}
+        self.dressed: dict[bytes, Instance] = {}
         self.agenda: Agenda[Instance] = Agenda()
         self.links_seen = False
         self.stopping = False
         self._start_us: int | None = None
         self._hearing_on: frozenset[int] = frozenset()
         self._covered: frozenset[int] = frozenset()
-        self._prepared: dict[int, frozenset[str]] = {}
+        self._prepared: dict[int, Prepare] = {}
         self._wheres: dict[str, Nic | Reason] = {}
         self._clashing: set[str] = set()  # another router has their VRID on their NIC
 
@@ -200,6 +204,8 @@ class Routers:
             return Reason.STOPPING
         if not instance.runs_here:
             return Reason.NOT_CANDIDATE
+        if instance.holdings.macs() and not self.host.virtual_macs:
+            return Reason.VIRTUAL_MAC_UNAVAILABLE
         if not self.links_seen:
             return Reason.STARTING
         spec = instance.virtual_router.spec
@@ -216,6 +222,12 @@ class Routers:
             (instance.nic.link.index, instance.virtual_router_id): instance
             for instance in self.instances.values()
             if instance.nic is not None
+        }
+        self.dressed = {
+            holding.mac: instance
+            for instance in self.instances.values()
+            for holding in instance.holdings.by_address.values()
+            if holding.mac
         }
         claimants: dict[bytes, list[Instance]] = {}
         for instance in self.instances.values():
@@ -243,13 +255,15 @@ class Routers:
             self.host.out.append(Hear(wanted))
 
     def _prepare(self) -> None:
-        wanted: dict[int, set[str]] = {index: set() for index in self._prepared}
+        wanted: dict[int, list[Holding]] = {index: [] for index in self._prepared}
         for instance in self.instances.values():
             if instance.nic is not None:
-                addresses = [holding.address for holding in instance.holdings.wanted()]
-                wanted.setdefault(instance.nic.link.index, set()).update(addresses)
-        for index in sorted(wanted):
-            whole = frozenset(wanted[index])
-            if self._prepared.get(index, frozenset()) != whole:
-                self.host.out.append(Prepare(index, whole))
-        self._prepared = {index: frozenset(several) for index, several in wanted.items() if several}
+                instance.guard()  # no virtual MAC before it is fenced
+                wanted.setdefault(instance.nic.link.index, []).extend(instance.holdings.wanted())
+        for index, holdings in sorted(wanted.items()):
+            macs = sorted((holding.address, holding.mac.hex(":")) for holding in holdings if holding.mac)
+            whole = Prepare(index, frozenset(holding.address for holding in holdings), tuple(macs))
+            if self._prepared.get(index, Prepare(index, frozenset())) != whole:
+                self.host.out.append(whole)
+            self._prepared[index] = whole
+        self._prepared = {index: whole for index, whole in self._prepared.items() if whole.addresses}

@@ -93,6 +93,11 @@ class Suspicion:
         candidates = {mac for _, mac in self._others.values()}
         return any(mac not in candidates for mac, _ in nic.company(active_mac, now_us))
 
+    def targets(self, nic: Nic, now_us: int) -> list[tuple[bytes, bytes]]:
+        """MAC and address of whoever may answer us: the other candidates first."""
+        others = [(mac, source) for source, (_, mac) in self._others.items()]
+        return others + [each for each in nic.company(b"", now_us) if each not in others]
+
     def unheeded(self, count: int, nic: Nic, now_us: int) -> bool:
         """We are Active, and a lesser one goes on in spite of it: whether it is us whom nobody hears.
 

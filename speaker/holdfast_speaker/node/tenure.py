@@ -14,7 +14,7 @@ from holdfast_api.types import Transition, VirtualRouter, VirtualRouterSpec
 from holdfast_speaker.arp import greeting
 from holdfast_speaker.effects import Count, Effect, Log, Send
 from holdfast_speaker.node import plan
-from holdfast_speaker.node.address import Phase
+from holdfast_speaker.node.address import Holding, Phase
 from holdfast_speaker.node.adverts import sends
 from holdfast_speaker.node.conflict import DEFEND_US, Conflicts
 from holdfast_speaker.node.departure import Departure
@@ -23,6 +23,7 @@ from holdfast_speaker.node.gate import Gate
 from holdfast_speaker.node.holding import Holdings
 from holdfast_speaker.node.host import Host
 from holdfast_speaker.node.nic import Nic
+from holdfast_speaker.node.reach import Reach
 from holdfast_speaker.node.suspicion import UNHEEDED_CEDES, Suspicion
 from holdfast_speaker.node.takeover import Takeover
 from holdfast_speaker.units import NEVER_US
@@ -46,6 +47,7 @@ class Tenure:
         self.holdings = Holdings(host, self.name, virtual_router.spec.virtual_router_id)
         self.gate = Gate(host, self.name, virtual_router.spec.virtual_router_id)
         self.conflicts = Conflicts(host, self.name)
+        self.reach = Reach(host, self.name)
         self.departure = Departure(virtual_router.spec.handover)
         self.suspicion = Suspicion(host, virtual_router.spec.virtual_router_id)
         own = plan.candidate(virtual_router.spec, host.name)
@@ -58,6 +60,7 @@ class Tenure:
         self.following = Following()
         self._nodes: dict[str, str] = {}
         self._defended_us = -NEVER_US
+        self._muted = False  # offered, and silent by its virtual MACs until somebody takes it
         self._takeover: Takeover | None = None  # under way: nothing is announced yet
         self.transition: Transition | None = None
         self._adverts: tuple[Effect, ...] | None = None
@@ -85,6 +88,7 @@ class Tenure:
             following.predecessor = planned.active
         self.term = max(self.term, planned.term) + 1
         self._takeover = Takeover(now_us, why, following.predecessor, detection_us)
+        self._muted = False
         self.since_us, self._host.dirty, self._host.unsaved = now_us, True, True
         self.departure.over()
         self.departure.again(now_us + 3 * router.settings.interval_us)
@@ -99,13 +103,18 @@ class Tenure:
                 case Act.ADVERTISE:
                     self._advertise(now_us)
                 case Act.RESIGN:
+                    if self.holdings.macs():  # a frame of ours after the successor's would win the port back
+                        self._muted = True
+                        self.gate.quiet()
                     self._host.out.extend(self._sends(0, now_us))
                 case Act.YIELD:
                     self._yield(now_us)
                 case Act.CEDE:
                     self._cede(now_us)
-                case Act.KEEP:
-                    pass  # the instance's to judge: it may have a reason to go nevertheless
+                case Act.KEEP:  # the rest is the instance's to judge: it may have a reason to go nevertheless
+                    if self._muted:
+                        self._muted = False
+                        self.gate.retake(now_us, self.router.lease_us)
                 case Act.EXTEND:
                     self.gate.extend()
                 case Act.RETAKE:
@@ -161,6 +170,7 @@ class Tenure:
     def _no_longer_active(self, now_us: int) -> None:
         self.holdings.pause()
         self.conflicts.clear()
+        self.reach.clear()
         self._takeover, self._adverts = None, None
         self.following.predecessor, self.since_us = self._host.name, now_us
         self._follow_nobody()
@@ -195,6 +205,17 @@ class Tenure:
             return False
         return any(packed in self.holdings.by_packed for packed in advert.addresses())
 
+    def mac_heard(self, mac: bytes, now_us: int) -> None:
+        """Somebody else sends frames with a virtual MAC."""
+        for holding in self.holdings.in_phase(Phase.BOUND):
+            if holding.mac == mac:
+                self._conflict(holding, mac.hex(":"), peer=False, now_us=now_us)
+
+    def _conflict(self, holding: Holding, mac: str, *, peer: bool, now_us: int) -> None:
+        if self.nic is not None and self.router.serving:
+            self.conflicts.claimed(holding, mac, self.nic, peer=peer, now_us=now_us)
+            self._rearm()
+
     def _follow_nobody(self) -> None:
         if self.following.nobody():
             self._host.dirty = True
@@ -203,7 +224,7 @@ class Tenure:
     # --- adverts and the fence ------------------------------------------------------------------
 
     def _advertise(self, now_us: int) -> None:
-        self._guard()  # a longer interval: the lease grows before the pauses do
+        self.guard()  # a longer interval: the lease grows before the pauses do
         seal = self._host.seal
         adverts = self._adverts
         if adverts is None or (seal is not None and seal.signs):
@@ -230,10 +251,15 @@ class Tenure:
         del now_us
         known = self.holdings.by_address
         asked = frozenset(known[address].packed for address in fresh if address in known)
+        by_packed = self.holdings.by_packed
         frames = [
             frame
             for own, mac, asker in nic.askers(asked)
-            if (frame := greeting.build(address=asker, mac=mac, own=own, own_mac=nic.mac))
+            if (
+                frame := greeting.build(
+                    address=asker, mac=mac, own=own, own_mac=by_packed[own].mac or nic.mac
+                )
+            )
         ]
         self._host.out.extend(Send(nic.link.index, frame) for frame in frames[-MOST_TOLD:])
 
@@ -244,7 +270,7 @@ class Tenure:
             self._perform(self.router.advertise(now_us), now_us)
             self._rearm()
 
-    def _guard(self) -> None:
+    def guard(self) -> None:
         """All that is or may soon be on the NIC, unless another router of this node still has it."""
         if self.nic is None:
             return
@@ -254,7 +280,11 @@ class Tenure:
             for holding in self.holdings.by_address.values()
             if holders.get(holding.address, self.name) == self.name
         )
-        self.gate.guard(self.nic.link.index, self.router.lease_us, addresses)
+        own = self.nic.source(4)
+        macs = tuple(pair for pair in self.holdings.macs() if pair[0] in addresses)
+        self.gate.guard(
+            self.nic.link.index, self.router.lease_us, addresses, macs, str(ip_address(own)) if own else None
+        )
 
     def _unguard(self) -> None:
         if not self.holdings.on_nic():
@@ -262,6 +292,7 @@ class Tenure:
 
     def _rearm(self) -> None:
         deadline_us = min(self.router.deadline_us, self.holdings.deadline_us, self.conflicts.deadline_us)
+        deadline_us = min(deadline_us, self.reach.deadline_us)
         if self.gate.asked is None and self.router.state is State.BACKUP:
             deadline_us = min(deadline_us, self.gate.again_us or NEVER_US)
         self.deadline_us = min(deadline_us, self.suspicion.deadline_us, self.departure.deadline_us)
