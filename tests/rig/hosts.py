@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from holdfast_speaker import virtual_mac
 from tests.rig.confinement import ROOT, Confinement
 from tests.rig.network import Cable, Segment, bound, mac_of, netns_path
 from tests.rig.process import Process
@@ -67,9 +68,26 @@ class Host:
         return self.run.start(f"{self.name}-{name}", inside)
 
     def addresses(self, device: str | None = None) -> list[str]:
-        """The addresses on the first NIC (or ``device``) that are not the host's own."""
-        found = bound(self.namespace, device or self.cable.device)
+        """The addresses on the first NIC, and on macvlans of the speaker's (or on ``device``), that are not
+        the host's own."""
+        found = bound(self.namespace, device) if device else self._placed()
         return [cidr.partition("/")[0] for cidr in found if cidr not in self._own]
+
+    def _placed(self) -> list[str]:
+        nic = self.cable.device
+        found = []
+        for line in command("ip", "-n", self.namespace, "-o", "address", "show").splitlines():
+            _, device, family, cidr, *_ = line.split()
+            ours = device == nic or device.startswith(virtual_mac.PREFIX)
+            if ours and family in ("inet", "inet6") and not cidr.startswith("fe80:"):
+                found.append(cidr)
+        return found
+
+    def macvlans(self) -> list[str]:
+        """The devices of virtual MACs that the speaker made."""
+        shown = command("ip", "-n", self.namespace, "-o", "link", "show", "type", "macvlan").splitlines()
+        names = [line.split()[1].partition("@")[0].rstrip(":") for line in shown]
+        return [name for name in names if name.startswith(virtual_mac.PREFIX)]
 
     def holds(self, address: str) -> bool:
         return address in self.addresses()
@@ -90,6 +108,7 @@ class Host:
             raise RigError(f"{self.name}: boot with a running speaker")
         foreign = [c for c in bound(self.namespace, self.cable.device) if c not in self._own]
         lines = [f"address del {cidr} dev {self.cable.device}" for cidr in foreign]
+        lines += [f"link del {device}" for device in self.macvlans()]
         if lines:
             command("ip", "-n", self.namespace, "-batch", "-", stdin="\n".join(lines) + "\n")
         command(*in_namespace(netns_path(self.namespace), ["nft", "flush", "ruleset"]))
