@@ -143,6 +143,11 @@ class Segment:
         """The station's IPv4 and IPv6 address, without prefix lengths."""
         return str(self.v4[number]), str(self.v6[number])
 
+    def forget_after(self, seconds: float) -> None:
+        """The switch forgets a MAC from which it heard nothing for so long; its default is 300 s."""
+        ageing = ["type", "bridge", "ageing_time", str(round(seconds * 100))]
+        command("ip", "-n", self.namespace, "link", "set", "sw0", *ageing)
+
     def part(self, *sides: Sequence[Station]) -> None:
         """From one moment on no side hears another. One side with everybody: the segment is whole again."""
         scripts = []
