@@ -24,9 +24,9 @@ class Reason(StrEnum):
     ADDRESS_IN_USE = "AddressInUse"
     ADDRESS_RELEASING = "AddressReleasing"
     ADDRESS_OF_NODE = "AddressOfNode"
-    MODE_NOT_SUPPORTED = "ModeNotSupported"
     MAC_IN_USE = "MACInUse"
     MAC_OF_NODE = "MACOfNode"
+    NO_CLUSTER_UID = "NoClusterUID"
     POOL_NOT_SUPPORTED = "PoolNotSupported"
     GROUP_DISAGREES = "GroupDisagrees"
     # Scheduled

@@ -69,10 +69,10 @@ def decode_file(given: Mapping[str, Any]) -> Kind:
 
 
 def decode_virtual_ip(raw: Raw) -> VirtualIP:
-    """A VirtualIP from the API. DecodeError when its address is none."""
+    """A VirtualIP from the API. DecodeError when its address, or its MAC address, is none."""
     vip = _typed(raw, VirtualIP)
     errors = [] if vip.spec.address is None else _address("spec.address", vip.spec.address)
-    return _checked(vip, errors)
+    return _checked(vip, errors + _mac("spec.macAddress", vip.spec.mac_address, rules.IS_WANTED_MAC))
 
 
 def decode_router(raw: Raw) -> VirtualRouter:
@@ -89,8 +89,7 @@ def decode_router(raw: Raw) -> VirtualRouter:
         if each.address in seen:
             errors.append(FieldError(where, f'Duplicate value: {{"address":"{each.address}"}}'))
         seen.add(each.address)
-        if each.mac_address is not None and not rules.TWINS[rules.IS_LOCAL_MAC](each.mac_address, None):
-            errors.append(_invalid(f"{where}.macAddress", each.mac_address, rules.IS_LOCAL_MAC))
+        errors += _mac(f"{where}.macAddress", each.mac_address, rules.IS_VIRTUAL_MAC)
     ipv6 = sum(":" in each.address for each in spec.addresses)
     if len(spec.addresses) - ipv6 > rules.MOST_IPV4:
         errors.append(FieldError("spec.addresses", f"Invalid value: {rules.IPV4_FIT}"))
@@ -196,6 +195,10 @@ def _invalid(field: str, value: str | int, why: str) -> FieldError:
 
 def _address(field: str, text: str) -> list[FieldError]:
     return [_invalid(field, text, message) for message in rules.broken(rules.ADDRESS_RULES, text)]
+
+
+def _mac(field: str, text: str | None, rule: str) -> list[FieldError]:
+    return [] if text is None or rules.TWINS[rule](text, None) else [_invalid(field, text, rule)]
 
 
 def _within(field: str, value: int, least: int, most: int) -> list[FieldError]:

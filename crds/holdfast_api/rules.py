@@ -21,7 +21,8 @@ _PREFIX_LENGTH: Final = re.compile(r"0|[1-9][0-9]{0,2}")
 _POOL: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _INTERFACE: Final = re.compile(r"[^/:\t\n\f\r ]+")
-_MAC: Final = re.compile(r"[0-9a-f][26ae](:[0-9a-f]{2}){5}")
+_LOCAL_MAC: Final = r"[0-9a-f][26ae](:[0-9a-f]{2}){5}"
+_VRRP_MAC: Final = r"00:00:5e:00:0[12]:(0[1-9a-f]|[1-9a-f][0-9a-f])"
 
 IS_ADDRESS: Final = "must be one IPv4 or IPv6 address without a prefix length, such as 192.0.2.10"
 IS_CANONICAL: Final = (
@@ -32,9 +33,13 @@ IS_ORDINARY: Final = (
     "must not be an unspecified, loopback, multicast, link-local or broadcast address: "
     "choose an ordinary one of the segment"
 )
-IS_LOCAL_MAC: Final = (
-    "must be a locally administered unicast MAC address in lower case, such as 02:11:22:33:44:55: "
-    "the second digit is 2, 6, a or e"
+IS_WANTED_MAC: Final = (
+    "must be a locally administered unicast MAC address in lower case, such as 02:11:22:33:44:55 "
+    "(the second digit is 2, 6, a or e), or the word VRRP; leave it out to have one allocated"
+)
+IS_VIRTUAL_MAC: Final = (
+    "must be a locally administered unicast MAC address in lower case, such as 02:11:22:33:44:55, "
+    "or one of VRRP's, such as 00:00:5e:00:01:33"
 )
 IS_INTERFACE: Final = "must be a NIC name or a glob, without '/', ':' or spaces"
 IPV4_FIT: Final = "at most 255 IPv4 addresses fit into one advert: use another VirtualRouter"
@@ -130,9 +135,13 @@ TWINS: Final[dict[str, Twin]] = ADDRESS_RULES | {
     "a MAC address needs mode: VirtualMAC": lambda spec, _old: (
         "macAddress" not in spec or spec["mode"] == "VirtualMAC"
     ),
+    "a fallback from the MAC address needs mode: VirtualMAC": lambda spec, _old: (
+        spec["macFallback"] == "Never" or spec["mode"] == "VirtualMAC"
+    ),
     "must be the name of a VirtualIPPool": _matches(_POOL),
     IS_INTERFACE: _matches(_INTERFACE),
-    IS_LOCAL_MAC: _matches(_MAC),
+    IS_WANTED_MAC: _matches(re.compile(f"VRRP|{_LOCAL_MAC}")),
+    IS_VIRTUAL_MAC: _matches(re.compile(f"{_LOCAL_MAC}|{_VRRP_MAC}")),
     "must be a lower-case name of letters, digits and '-', such as edge": _matches(_LABEL),
     "In and NotIn need values, Exists and DoesNotExist take none": _values_fit,
     "must be a block of addresses, such as 192.0.2.0/28": lambda text, _old: masked(text) is not None,

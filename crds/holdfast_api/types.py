@@ -124,8 +124,11 @@ class Move(Part, frozen=True):
 
 
 class VirtualIPStatus(Part, frozen=True):
+    """What was planned and seen. ``mac_fallback_generation``: the spec whose virtual MAC did not get through."""
+
     address: str | None = None
     mac_address: str | None = None
+    mac_fallback_generation: int | None = None
     virtual_router: str | None = None
     leader: str | None = None
     standbys: tuple[str, ...] = ()
