@@ -14,20 +14,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
+from tests.rig import virtual_macs
 from tests.rig.binaries import say_on_stderr
 from tests.rig.cluster import Cluster
 from tests.rig.confinement import ROOT
 from tests.rig.contestants import ADDRESS, Contestant, contestants
 from tests.rig.faults import CRASH, FAULTS, STALL, STOP, Fault, chosen, restore, strike
-from tests.rig.figures import Figure, Outcome, compare, draw, notes, table
+from tests.rig.figures import Figure, Moves, Outcome, compare, draw, moves_notes, moves_table, notes, table
 from tests.rig.hosts import Host
 from tests.rig.run import RigError, command, end_on_sigterm
 
 CALM_SECONDS: Final = 10.0
 START_SECONDS: Final = 30.0  # the cluster's
 AROUND_SECONDS: Final = 3.0  # a fault: start of probe and witness, the first answer, the moment, the boot
+_SECOND: Final = "## Virtual MACs\n"
 FULL_CAPABILITIES: Final = ("net_admin", "net_raw", "sys_nice")
 
 
@@ -132,43 +134,149 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--crashes", type=int, help="of each fault (default 20 silent crashes, 5 of the others)"
     )
-    parser.add_argument("--only", default="", help="only contestants whose name contains this")
+    parser.add_argument(
+        "--only", default="", help="only contestants whose name contains this; vmac: the virtual MACs"
+    )
     parser.add_argument("--faults", default="", help=f"of {', '.join(f.key for f in FAULTS)} (default all)")
     parser.add_argument("--seed", type=int, default=1, help="of the moments of the faults")
     parser.add_argument(
         "--docs", type=Path, help="where benchmark.md and .svg go (default docs/, if all was measured)"
     )
     options = parser.parse_args(arguments)
-    taking_part = [c for c in contestants() if options.only.lower() in c.label.lower()]
-    if not taking_part:
-        parser.error(f"--only {options.only}: there are {', '.join(c.label for c in contestants())}")
+    wanted = options.only.lower()
+    first = [c for c in contestants() if wanted in c.label.lower()]
+    second = [c for c in virtual_macs.contestants() if wanted in f"vmac {c.label}".lower()]
+    if not first and not second:
+        labels = [c.label for c in contestants()] + [f"vmac {c.label}" for c in virtual_macs.contestants()]
+        parser.error(f"--only {options.only}: there are {'; '.join(labels)}")
     try:
         faults = chosen(options.faults)
     except ValueError as error:
         parser.error(f"--faults: {error}")
     rounds = {fault.key: options.crashes or (20 if fault == CRASH else 5) for fault in faults}
-    minutes = _minutes(taking_part, Programme(faults, rounds, options.seed))
-    each = ", ".join(f"{rounds[fault.key]} times {fault.title}" for fault in faults)
-    say_on_stderr(f"{len(taking_part)} contestants, {each}: about {minutes:.0f} minutes.")
+    parts: list[Part] = []
+    if first:
+        parts.append(Gaps(first, Programme(faults, rounds, options.seed)))
+    if second and set(faults) & set(virtual_macs.FAULTS):
+        few = tuple(fault for fault in virtual_macs.FAULTS if fault in faults)
+        parts.append(VirtualMACs(second, few, options.crashes or 5, options.seed))
+    for part in parts:
+        say_on_stderr(part.announced())
     end_on_sigterm()
-    results: list[Results] = []
     failure = 0
-    try:
-        run(taking_part, Programme(faults, rounds, options.seed), results)
-    except KeyboardInterrupt:
-        return 130
-    except RigError as error:
-        say_on_stderr(f"make bench: {error}")
-        failure = 1
-    figures = [result.figure() for result in results]
-    text = _report(figures)
-    sys.stdout.write(text)
-    whole = not (failure or options.only or options.faults)
-    docs = options.docs or (ROOT / "docs" if whole else None)
-    if docs and figures:
-        draw(figures, docs / "benchmark.svg")
-        (docs / "benchmark.md").write_text(_page(text, each))
+    for part in parts:
+        try:
+            part.run()
+        except KeyboardInterrupt:
+            return 130
+        except RigError as error:
+            say_on_stderr(f"make bench: {error}")
+            failure = 1
+        sys.stdout.write(part.report())
+        whole = not failure and not options.faults and part.everybody
+        docs = options.docs or (ROOT / "docs" if whole else None)
+        if docs and part.report():
+            part.write(docs)
     return failure
+
+
+class Part(Protocol):
+    """A table of the page."""
+
+    @property
+    def everybody(self) -> bool:
+        """Whether all who could take part do."""
+        ...
+
+    def announced(self) -> str: ...
+
+    def run(self) -> None:
+        """Raises RigError; what came before it is in the report."""
+        ...
+
+    def report(self) -> str: ...
+
+    def write(self, docs: Path) -> None:
+        """Its part of benchmark.md; the others' stay as they are."""
+        ...
+
+
+class Gaps:
+    """The first part: gaps, and who answers meanwhile."""
+
+    def __init__(self, taking_part: Sequence[Contestant], programme: Programme) -> None:
+        self._taking_part = taking_part
+        self._programme = programme
+        self._results: list[Results] = []
+
+    @property
+    def everybody(self) -> bool:
+        return len(self._taking_part) == len(contestants())
+
+    def _each(self) -> str:
+        rounds = self._programme.rounds
+        return ", ".join(f"{rounds[fault.key]} times {fault.title}" for fault in self._programme.faults)
+
+    def announced(self) -> str:
+        minutes = _minutes(self._taking_part, self._programme)
+        return f"{len(self._taking_part)} contestants, {self._each()}: about {minutes:.0f} minutes."
+
+    def run(self) -> None:
+        run(self._taking_part, self._programme, self._results)
+
+    def _figures(self) -> list[Figure]:
+        return [result.figure() for result in self._results]
+
+    def report(self) -> str:
+        return _report(self._figures())
+
+    def write(self, docs: Path) -> None:
+        draw(self._figures(), docs / "benchmark.svg")
+        put(docs, _page(self.report(), self._each()), None)
+
+
+class VirtualMACs:
+    """The second part: addresses with a MAC of their own."""
+
+    def __init__(
+        self, taking_part: Sequence[virtual_macs.Contestant], faults: Sequence[Fault], rounds: int, seed: int
+    ) -> None:
+        self._taking_part = taking_part
+        self._faults = faults
+        self._rounds = rounds
+        self._seed = seed
+        self._results: list[Moves] = []
+
+    @property
+    def everybody(self) -> bool:
+        return len(self._taking_part) == len(virtual_macs.contestants())
+
+    def announced(self) -> str:
+        seconds = virtual_macs.seconds_of(self._taking_part, self._faults, self._rounds)
+        each = ", ".join(f"{self._rounds} times {fault.title}" for fault in self._faults)
+        return (
+            f"Virtual MACs: {len(self._taking_part)} contestants, {each}: about {seconds / 60:.0f} minutes."
+        )
+
+    def run(self) -> None:
+        virtual_macs.run(
+            self._taking_part, self._faults, self._rounds, self._seed, say_on_stderr, self._results
+        )
+
+    def report(self) -> str:
+        return f"{moves_table(self._results)}\n{moves_notes(self._results)}" if self._results else ""
+
+    def write(self, docs: Path) -> None:
+        put(docs, None, _second_page(self.report(), self._rounds))
+
+
+def put(docs: Path, first: str | None, second: str | None) -> None:
+    """Writes benchmark.md; a part that is None stays as it was."""
+    path = docs / "benchmark.md"
+    old_first, heading, old_second = (path.read_text() if path.exists() else "").partition(_SECOND)
+    first = old_first if first is None else f"{first}\n"
+    second = heading + old_second if second is None else second
+    path.write_text((first + second).rstrip("\n") + "\n")
 
 
 def _minutes(taking_part: Sequence[Contestant], programme: Programme) -> float:
@@ -203,6 +311,25 @@ def _page(text: str, each: str) -> str:
         "Nobody preempts.\n\n"
         f"{text}\n"
         "![gaps](benchmark.svg)\n"
+    )
+
+
+def _second_page(text: str, rounds: int) -> str:
+    return (
+        f"{_SECOND}\n"
+        "Written by `make bench ONLY=vmac`. Three hosts as above, without a control plane, adverts each\n"
+        f"100 ms, {rounds} times each fault. An ordinary client asks 1,000 times a second; a deaf one, which heeds\n"
+        f"no announcement (`drop_gratuitous_arp`), asks 200 times. The switch forgets a MAC after "
+        f"{virtual_macs.AGEING_SECONDS:.0f} s.\n"
+        "Before each fault everybody's ARP cache is emptied, so that every new owner meets the clients for the\n"
+        f"first time; all look on for {virtual_macs.WATCH_SECONDS} s after the fault, and longer gaps are cut off there. "
+        "A recorder\n"
+        "in the switch has a copy of every frame that the hosts send in the name of the address or from its\n"
+        "MAC. `use_vmac` is keepalived's in its own way, with what it sets by itself; then with the sysctls\n"
+        "that its note on `use_vmac` recommends (all.arp_ignore 1, all.arp_announce 1, eth0.arp_filter 1);\n"
+        "then with `vmac_xmit_base`, adverts from the NIC's MAC. A planned stop is SIGTERM; Holdfast hands\n"
+        "over then.\n\n"
+        f"{text}"
     )
 
 

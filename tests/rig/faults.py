@@ -63,17 +63,17 @@ def strike(cluster: Cluster, address: str, fault: Fault, wait_seconds: float) ->
             case CRASH.key:
                 _lose_power(host, probe, address, moment)
             case KILL.key:
-                _signal(pids, signal.SIGSTOP)  # a keepalived child ends in good order when its parent dies
-                _signal(pids, signal.SIGKILL)
+                send(pids, signal.SIGSTOP)  # a keepalived child ends in good order when its parent dies
+                send(pids, signal.SIGKILL)
                 time.sleep(fault.watch_seconds)
             case STALL.key:
-                _signal(pids, signal.SIGSTOP)
+                send(pids, signal.SIGSTOP)
                 time.sleep(STALL_SECONDS)
                 woken = time.monotonic()
-                _signal(pids, signal.SIGCONT)
+                send(pids, signal.SIGCONT)
                 time.sleep(fault.watch_seconds - STALL_SECONDS)
             case STOP.key:
-                _signal(pids[:1], signal.SIGTERM)
+                send(pids[:1], signal.SIGTERM)
                 time.sleep(fault.watch_seconds)
         witness.stop()
         answers = probe.result()
@@ -108,7 +108,7 @@ def end_all(host: Host) -> None:
     while pids := processes(host):
         if time.monotonic() > deadline:
             raise RigError(f"{host.name}: still runs after SIGKILL: {pids}")
-        _signal(pids, signal.SIGKILL)
+        send(pids, signal.SIGKILL)
         time.sleep(0.01)
 
 
@@ -129,7 +129,8 @@ def _lose_power(host: Host, probe: Probe, address: str, moment: float) -> None:
     time.sleep(0.5)
 
 
-def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+def send(pids: Iterable[int], number: signal.Signals) -> None:
+    """The signal to each; who has ended already is no error."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)

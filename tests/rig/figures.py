@@ -45,6 +45,41 @@ class Figure:
         return max((o.double_ms for t in titles for o in self.outcomes.get(t, ())), default=0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What one fault did to an address with a MAC of its own. Frames are counted from the takeover on.
+
+    ``wrong``: in the address's name, from another MAC or naming one. ``old_owner``: with the virtual MAC, from
+    the old owner's port. ``flooded``: unicast, to a port that nobody spoke from, since the fault.
+    ``ended_wrong``, ``ever_wrong``: of two clients' caches, at the end, and at any time.
+    """
+
+    gap_ms: float
+    lost: int
+    deaf_gap_ms: float  # of the client that heeds no announcement
+    wrong: int
+    flooded: int
+    old_owner: int
+    ended_wrong: int
+    ever_wrong: int
+    late_ms: float
+
+    def told(self) -> str:
+        return (
+            f"gap {self.gap_ms:.0f} ms, deaf {self.deaf_gap_ms:.0f} ms, {self.lost} lost, {self.wrong} wrong"
+            f" frames, {self.flooded} flooded, wrong caches {self.ended_wrong} (ever {self.ever_wrong})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """One contestant: its moves by the fault's title. ``virtual``: the address has a MAC of its own."""
+
+    label: str
+    moves: Mapping[str, Sequence[Move]]
+    virtual: bool
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """Nearest rank: with 20 values the 99th percentile is the worst one."""
     ordered = sorted(values)
@@ -70,7 +105,12 @@ def table(figures: Sequence[Figure], *, stalls: Sequence[str] = (), stops: Seque
         for title in titles:
             row += _cells(figure, title, lost=title in stops, adverts=title in stalls)
         rows.append([*row, f"{figure.rss_mib:.0f} MiB", f"{figure.cpu_percent:.1f} %"])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first row is its head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
         for row in rows
@@ -129,6 +169,50 @@ def _cells(figure: Figure, title: str, *, lost: bool, adverts: bool) -> list[str
 
 def _ms(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.1f}"
+
+
+def moves_table(figures: Sequence[Moves]) -> str:
+    """A row for each fault of each contestant."""
+    rows = [
+        ["", "", "gap, ms", "deaf client, ms", "lost", "wrong MAC", "old owner", "flooded", "wrong caches"]
+    ]
+    for figure in figures:
+        for title, moves in figure.moves.items():
+            row = [figure.label, title]
+            row += [_spread([move.gap_ms for move in moves]), _spread([move.deaf_gap_ms for move in moves])]
+            row += [_counts([move.lost for move in moves])]
+            if figure.virtual:
+                row += [_counts([move.wrong for move in moves]), _counts([move.old_owner for move in moves])]
+            else:
+                row += ["-", "-"]
+            row += [_counts([move.flooded for move in moves])]
+            ended, ever = sum(m.ended_wrong for m in moves), sum(m.ever_wrong for m in moves)
+            text = f"{ended}, {ever}" if figure.virtual else str(ended)
+            rows.append([*row, f"{text} of {2 * len(moves)}"])
+    return _aligned(rows)
+
+
+def moves_notes(figures: Sequence[Moves]) -> str:
+    """How to read the table."""
+    late_ms = max((m.late_ms for f in figures for some in f.moves.values() for m in some), default=0.0)
+    return (
+        "Gap: the longest time without an answer, of the ordinary client and of the deaf one, median / worst;\n"
+        "lost: the ordinary client's probes. The others are frames after the takeover, median / worst. Wrong\n"
+        "MAC: the address is the sender (IPv4 source, ARP sender), the Ethernet source or the MAC that ARP\n"
+        "names is not the virtual one. Old owner: frames with the virtual MAC from the old owner's port.\n"
+        "Flooded: unicast frames on a port from which nobody ever spoke, from the fault on. Wrong caches: of\n"
+        "the two clients' in all rounds, how many had another MAC than the virtual one at the end, and how\n"
+        "many at any time (NodeMAC: another than the new owner's, at the end). The clients were late by at\n"
+        f"most {late_ms:.1f} ms.\n"
+    )
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{_ms(median(values))} / {_ms(max(values))}"
+
+
+def _counts(values: Sequence[int]) -> str:
+    return f"{median(values):,.0f} / {max(values):,}"
 
 
 def draw(figures: Sequence[Figure], path: Path) -> None:

@@ -7,7 +7,7 @@ Confined as in their pods: NET_ADMIN and NET_RAW alone, no new privileges, /proc
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -30,19 +30,33 @@ users: [{name: x, user: {token: x}}]
 
 
 def router(
-    number: int, *addresses: str, interval_ms: int = 100, candidates: Sequence[Candidate] = LEADERS
+    number: int,
+    *addresses: str,
+    interval_ms: int = 100,
+    candidates: Sequence[Candidate] = LEADERS,
+    macs: Mapping[str, str] | None = None,
 ) -> VirtualRouter:
-    """h1 leads, h2 and h3 follow; none of the addresses is new to the cluster."""
+    """h1 leads, h2 and h3 follow; none of the addresses is new to the cluster.
+
+    ``macs``: the virtual MAC of each address that has one.
+    """
+    macs = macs or {}
     return VirtualRouter(
         metadata=Metadata(name=f"vr-{number}", uid=f"uid-{number}", generation=1),
         spec=VirtualRouterSpec(
             virtual_router_id=number,
             addresses=tuple(
-                RouterAddress(address=a, owner=Owner("default", f"vip-{a}", f"u-{a}"), claimed=True)
+                RouterAddress(
+                    address=a,
+                    owner=Owner("default", f"vip-{a}", f"u-{a}"),
+                    claimed=True,
+                    mac_address=macs.get(a),
+                )
                 for a in addresses
             ),
             candidates=tuple(candidates),
             advert_interval_milliseconds=interval_ms,
+            mode="VirtualMAC" if macs else "NodeMAC",
         ),
     )
 
