@@ -12,6 +12,7 @@ from typing import Final
 from holdfast_api.conditions import Reason
 from holdfast_api.types import Transition, VirtualRouter, VirtualRouterSpec
 from holdfast_speaker.arp import greeting
+from holdfast_speaker.arp.announce import BURST_US
 from holdfast_speaker.effects import Count, Effect, Log, Send
 from holdfast_speaker.node import plan
 from holdfast_speaker.node.address import Holding, Phase
@@ -26,7 +27,7 @@ from holdfast_speaker.node.nic import Nic
 from holdfast_speaker.node.reach import Reach
 from holdfast_speaker.node.suspicion import UNHEEDED_CEDES, Suspicion
 from holdfast_speaker.node.takeover import Takeover
-from holdfast_speaker.units import NEVER_US
+from holdfast_speaker.units import NEVER_US, SECOND_US
 from holdfast_speaker.vrrp.advert import Advert, Family
 from holdfast_speaker.vrrp.router import Act, Acts, Router, State
 
@@ -59,7 +60,7 @@ class Tenure:
         self.since_us = 0
         self.following = Following()
         self._nodes: dict[str, str] = {}
-        self._defended_us = -NEVER_US
+        self._defended_us = self._repeated_us = -NEVER_US
         self._muted = False  # offered, and silent by its virtual MACs until somebody takes it
         self._takeover: Takeover | None = None  # under way: nothing is announced yet
         self.transition: Transition | None = None
@@ -103,24 +104,52 @@ class Tenure:
                 case Act.ADVERTISE:
                     self._advertise(now_us)
                 case Act.RESIGN:
-                    if self.holdings.macs():  # a frame of ours after the successor's would win the port back
-                        self._muted = True
-                        self.gate.quiet()
+                    self._mute()
                     self._host.out.extend(self._sends(0, now_us))
                 case Act.YIELD:
                     self._yield(now_us)
                 case Act.CEDE:
                     self._cede(now_us)
                 case Act.KEEP:  # the rest is the instance's to judge: it may have a reason to go nevertheless
-                    if self._muted:
-                        self._muted = False
-                        self.gate.retake(now_us, self.router.lease_us)
+                    self._unmute(now_us)
                 case Act.EXTEND:
                     self.gate.extend()
                 case Act.RETAKE:
-                    self.gate.retake(now_us, self.router.lease_us)
+                    self._retake(now_us)
                 case Act.DEFEND:
                     self._defend(now_us)
+
+    def _mute(self) -> None:
+        """Nothing is said by virtual MACs: a frame after the successor's would win the switch's port back."""
+        if self.holdings.macs():
+            self._muted = True
+            self.gate.quiet()
+            self.reach.clear()
+            for holding in self.holdings.in_phase(Phase.BOUND):
+                self._host.silence(holding.index, (holding.address,))
+
+    def _unmute(self, now_us: int) -> None:
+        """Nobody took it. Somebody may have tried, though: all is announced again."""
+        if self._muted:
+            self._muted = False
+            self._retake(now_us)
+            self._speak_for([holding.address for holding in self.holdings.in_phase(Phase.BOUND)], now_us)
+
+    def _retake(self, now_us: int) -> None:
+        self.gate.retake(now_us, self.router.lease_us)
+        if self._muted:
+            self.gate.quiet()
+
+    def _speak_for(self, addresses: Iterable[str], at_us: int, *, asking: bool = False) -> None:
+        """Announce them, and try virtual MACs that are new; later, if the router is on offer."""
+        if self.nic is not None and not self._muted:
+            self.nic.announcer.start(addresses, at_us, asking=asking)
+            self.reach.begin(self.holdings.in_phase(Phase.BOUND), at_us)
+
+    def _wake_reach(self, nic: Nic, now_us: int) -> None:
+        if now_us >= self.reach.deadline_us:
+            bound = self.holdings.in_phase(Phase.BOUND)
+            self.reach.wake(nic, bound, self.suspicion.targets(nic, now_us), now_us)
 
     def _weigh(self, nic: Nic, families: Iterable[Family], now_us: int) -> None:
         """A host without an address of its own in one family can't answer its clients: anybody else first."""
@@ -190,11 +219,20 @@ class Tenure:
             self.holdings.release(there, now_us)
 
     def _defend(self, now_us: int) -> None:
-        """Another claimed the router: no cache may stay wrong (semantics R4.3)."""
-        if self.nic is not None and now_us - self._defended_us >= DEFEND_US:
-            self._defended_us = now_us
-            ours = [holding.address for holding in self.holdings.in_phase(Phase.BOUND)]
-            self.nic.announcer.start(ours, now_us)
+        """Another claimed the router: no cache may stay wrong (semantics R4.3).
+
+        Announced at once, but once a second; and again soon after his last word, while he still serves
+        whoever believed him last.
+        """
+        since_us, again_us = now_us - self._defended_us, BURST_US[1]
+        if self.nic is None or since_us < again_us or now_us - self._repeated_us < again_us // 3:
+            return  # a copy is still to come
+        if since_us >= DEFEND_US:
+            self._defended_us, again_us = now_us, 0
+        else:
+            self._repeated_us = now_us
+        ours = [holding.address for holding in self.holdings.in_phase(Phase.BOUND)]
+        self.nic.announcer.start(ours, now_us + again_us)
 
     def _is_ignored(self, advert: Advert) -> bool:
         """A stranger goes on in spite of us, with addresses of ours: two must not hold them.
@@ -206,9 +244,9 @@ class Tenure:
         return any(packed in self.holdings.by_packed for packed in advert.addresses())
 
     def mac_heard(self, mac: bytes, now_us: int) -> None:
-        """Somebody else sends frames with a virtual MAC."""
+        """Somebody else sent frames with a virtual MAC, within the last second: not before we took it."""
         for holding in self.holdings.in_phase(Phase.BOUND):
-            if holding.mac == mac:
+            if holding.mac == mac and now_us - holding.bound_us > SECOND_US:
                 self._conflict(holding, mac.hex(":"), peer=False, now_us=now_us)
 
     def _conflict(self, holding: Holding, mac: str, *, peer: bool, now_us: int) -> None:
