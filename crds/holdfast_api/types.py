@@ -124,7 +124,7 @@ class Move(Part, frozen=True):
 
 
 class VirtualIPStatus(Part, frozen=True):
-    """What was planned and seen. ``mac_fallback_generation``: the spec whose virtual MAC did not get through."""
+    """What was planned and seen. ``mac_fallback_generation``: of the spec whose MAC is not carried."""
 
     address: str | None = None
     mac_address: str | None = None

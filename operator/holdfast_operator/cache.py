@@ -81,7 +81,7 @@ class Cache:
     def __init__(
         self, *, virtual_router_ids: range, now_s: float, drain_rule: DrainRule | None = None
     ) -> None:
-        self.cluster_uid = ""
+        self.cluster_uid = ""  # as long as it can't be read
         self.memory = Memory()
         self._virtual_router_ids = virtual_router_ids
         self._drain_rule = drain_rule or DrainRule()
@@ -252,7 +252,7 @@ class Cache:
     def complete(self) -> bool:
         """Each kind was listed whole: no plan before that."""
         listed = all(shelf.complete for shelf in self._shelves.values())
-        return listed and self._pulses_complete and bool(self.cluster_uid)
+        return listed and self._pulses_complete
 
     def current(self, kind: Kind, metadata: Metadata) -> bool:
         """Whether the object is still as it was when this metadata was read."""

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from math import ceil
 
 from holdfast_api.interfaces import sources
-from holdfast_api.types import Candidate, Handover, Interface, VirtualRouter
+from holdfast_api.types import Candidate, Handover, Interface, Mode, VirtualRouter
 from holdfast_operator.eligibility import Atlas, Refusal, Selector, refusal, summary
 from holdfast_operator.world import World
 
@@ -47,6 +47,7 @@ class Needed:
     selector: Selector | None
     interfaces: tuple[str, ...]
     addresses: tuple[str, ...]
+    mode: Mode
     interval_ms: int
     failback: str
 
@@ -57,7 +58,7 @@ def eligible(world: World, atlas: Atlas, needed: Needed) -> tuple[tuple[str, ...
     refusals = {}
     found = []
     for node in sorted(world.nodes):
-        refused = refusal(atlas.case(node, selector, needed.interfaces, needed.addresses))
+        refused = refusal(atlas.case(node, selector, needed.interfaces, needed.addresses, needed.mode))
         if refused is None:
             found.append(node)
         else:
@@ -140,7 +141,7 @@ def _bench(
     for node in here:
         nic = atlas.interface(node, needed.interfaces, needed.addresses)
         live = node in world.live or (node == first and world.heard(stored, node))
-        unfit = nic is not None and not isinstance(nic, Interface)
+        unfit = nic is not None and (not isinstance(nic, Interface) or bool(atlas.lacks(node, needed.mode)))
         if node not in admitted or (unfit and live and node != first):
             continue
         linked = not isinstance(nic, Interface) or nic.carrier

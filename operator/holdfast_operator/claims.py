@@ -7,7 +7,7 @@ runs is not touched for a mistake in an edit.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from holdfast_api.conditions import Reason
 from holdfast_api.names import router_id
@@ -20,6 +20,7 @@ from holdfast_api.types import (
     VirtualRouterSpec,
 )
 from holdfast_operator.eligibility import Atlas, Refusal, Selector, canonical, spelled
+from holdfast_operator.macs import VRRP, Wish, allotted, blocked, own, vrrp_mac
 from holdfast_operator.world import Vip, VipKey, World
 
 DEFAULT_DELAY_S = 300
@@ -76,13 +77,19 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A VirtualIP's claim, judged. ``needs`` is None when there is nothing to place anew."""
+    """A VirtualIP's claim, judged. ``needs`` is None when there is nothing to place anew.
+
+    ``allotted``: its virtual MAC, or VRRP; None in mode NodeMAC. ``fallen_back``: the network does not carry
+    it, and the spec says to do without; done once it is in the status, so that a restart does not forget it.
+    """
 
     vip: Vip
     address: str
     needs: Needs | None
     place: Place | None
     refused: Refusal | None = None
+    allotted: str | None = None
+    fallen_back: bool = False
 
     @property
     def key(self) -> VipKey:
@@ -98,6 +105,30 @@ class Claim:
             and self.place is not None
             and (not judged or self.vip.metadata.generation in judged)
         )
+
+    @property
+    def mac(self) -> str | None:
+        """What its router's plan shall say: a MAC, VRRP, or None for the NIC's own."""
+        return None if self.fallen_back and self.fallback_told else self.allotted
+
+    @property
+    def runs_with(self) -> str | None:
+        """What its router's plan says now; of a router that was lost, what the status says."""
+        if self.place is not None and self.place.entry is not None:
+            return self.place.entry.mac_address
+        return None if self.fallback_told else self.vip.status.mac_address
+
+    @property
+    def own_mac(self) -> str | None:
+        """The MAC that is kept for it, whether it is in use or not."""
+        entry = self.place.entry if self.place is not None else None
+        known = (self.allotted, entry.mac_address if entry is not None else None, self.vip.status.mac_address)
+        return next((mac for mac in known if own(mac) is not None), None)
+
+    @property
+    def fallback_told(self) -> bool:
+        """Whether the status says that the network does not carry the MAC of this spec."""
+        return self.vip.status.mac_fallback_generation == self.vip.metadata.generation
 
     @property
     def frozen(self) -> bool:
@@ -166,6 +197,7 @@ def judge(world: World, atlas: Atlas) -> Claims:
         for vip in sorted(world.vips, key=lambda vip: vip.age_key)
     }
     _share_addresses(world, claims)
+    _give_macs(world, claims)
     _agree_in_groups(world, atlas, claims)
     return Claims(claims)
 
@@ -183,9 +215,6 @@ def _alone(vip: Vip, place: Place | None, node_of: Mapping[str, str]) -> Claim:
         refused = Refusal(Reason.POOL_NOT_SUPPORTED, f"spec.pool {spec.pool}: {words}")
     elif not address:
         refused = Refusal(Reason.INVALID_SPEC, "spec.address: Required value: give an IPv4 or IPv6 address")
-    elif spec.mode != "NodeMAC":
-        words = "this version has NodeMAC only: set spec.mode to NodeMAC"
-        refused = Refusal(Reason.MODE_NOT_SUPPORTED, f"spec.mode {spec.mode}: {words}")
     elif not SHORTEST_MS <= spec.failover.advert_interval_milliseconds <= LONGEST_MS:
         words = f"must be {SHORTEST_MS} to {LONGEST_MS}"
         refused = Refusal(Reason.INVALID_SPEC, f"spec.failover.advertIntervalMilliseconds: {words}")
@@ -231,6 +260,51 @@ def _record(claim: Claim) -> int:
     if claim.place is None:
         return 2
     return 1 if claim.place.entry is None else 0
+
+
+# --- virtual MACs -------------------------------------------------------------------------------
+
+
+def _give_macs(world: World, claims: dict[VipKey, Claim]) -> None:
+    """A virtual MAC for everybody who asks for one, or why not; what runs goes on as it was."""
+    asking = [
+        (claim, spec)
+        for claim in claims.values()
+        if claim.refused is None and (spec := claim.vip.spec) is not None and spec.mode == "VirtualMAC"
+    ]
+    found = allotted(world, [_wish(claim, spec) for claim, spec in asking if spec.mac_address != VRRP])
+    for claim, spec in asking:
+        mac = found.get(claim.key, VRRP)
+        if isinstance(mac, Refusal):
+            claims[claim.key] = _refuse(claim, mac.reason, mac.message, place=claim.place)
+            continue
+        given = replace(claim, allotted=mac)
+        falls = spec.mac_fallback == "NodeMAC" and (given.fallback_told or _gets_nowhere(world, given))
+        claims[claim.key] = replace(given, fallen_back=falls)
+
+
+def _wish(claim: Claim, spec: VirtualIPSpec) -> Wish:
+    namespace, name = claim.key
+    entry = claim.place.entry if claim.place is not None else None
+    return Wish(
+        key=claim.key,
+        address=claim.address,
+        circle=(namespace, spec.group, "") if spec.group else (namespace, "", name),
+        given=spec.mac_address,
+        runs=own(entry.mac_address if entry is not None else None),
+        kept=own(claim.vip.status.mac_address),
+    )
+
+
+def _gets_nowhere(world: World, claim: Claim) -> bool:
+    """Whether the network does not carry this very MAC, as the Active says."""
+    place = claim.place
+    if place is None or place.entry is None:
+        return False
+    mac = claim.allotted
+    if mac == VRRP:
+        mac = vrrp_mac(router_id(place.router) or 0, claim.address)
+    return place.entry.mac_address == mac and blocked(world, place.router, claim.address)
 
 
 # --- groups and what a router is for ------------------------------------------------------------

@@ -66,14 +66,24 @@ class Cluster:
 
     async def list_all(self) -> bool:
         """Every kind, complete, into the cache. Whether it changed what a plan may depend on."""
-        uid = (await self._kube.get(path("namespaces", "kube-system", group="", version="v1")))["metadata"][
-            "uid"
-        ]
-        self._cache.cluster_uid = uid
-        changed = False
+        changed = await self._read_uid()
         for kind in KINDS:
             changed |= await self._list(kind)
         await self.list_pulses()
+        return changed
+
+    async def _read_uid(self) -> bool:
+        """The cluster's UID, or none where that is forbidden: only new virtual MACs wait for it."""
+        try:
+            system = await self._kube.get(path("namespaces", "kube-system", group="", version="v1"))
+        except ApiError as error:
+            if error.status not in (403, 404):
+                raise
+            log.warning("Namespace kube-system can't be read, so no virtual MAC is allocated: %s", error)
+            return False
+        uid = system["metadata"]["uid"]
+        changed = bool(uid != self._cache.cluster_uid)
+        self._cache.cluster_uid = uid
         return changed
 
     async def _list(self, kind: Kind) -> bool:

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from ipaddress import ip_address
 
+import msgspec
+
 from holdfast_api.names import router_id
 from holdfast_api.types import Owner, RouterAddress, VirtualRouter
 from holdfast_operator.candidates import Spread, preference
 from holdfast_operator.claims import Claim, Needs
+from holdfast_operator.macs import VRRP, vrrp_mac
 from holdfast_operator.world import World
 
 MOST_IPV4 = 255  # addresses in one advert: its count is one byte
@@ -60,11 +63,16 @@ class Draft:
             self.v6 += is_ipv6(entry.address)
         self.entries[entry.address] = entry
 
-    def hold(self, claim: Claim, *, claimed: bool) -> None:
-        """The claim's address is Held here from now on."""
+    def hold(self, claim: Claim, *, claimed: bool, stays: bool = False) -> None:
+        """The claim's address is Held here from now on; with the MAC it has had if it only ``stays``."""
         meta = claim.vip.metadata
         owner = Owner(meta.namespace, meta.name, meta.uid)
-        self.put(RouterAddress(claim.address, owner, "Held", claimed))
+        mac = claim.runs_with if stays or claim.refused is not None else claim.mac
+        if self.stored.spec.mode != "VirtualMAC":
+            mac = None
+        elif mac == VRRP:
+            mac = vrrp_mac(self.vrid, claim.address)
+        self.put(RouterAddress(claim.address, owner, "Held", claimed, mac))
 
     def sorted_entries(self) -> tuple[RouterAddress, ...]:
         return tuple(sorted(self.entries.values(), key=lambda e: _order(e.address)))
@@ -75,6 +83,24 @@ class Draft:
         return tuple(
             sorted(held or tuple(self.entries) or tuple(e.address for e in self.stored.spec.addresses))
         )
+
+
+def keep_apart(drafts: Iterable[Draft]) -> None:
+    """No virtual MAC in two routers at once: a member of a group that follows it has the NIC's own till then."""
+    homes: dict[str, list[Draft]] = {}
+    for draft in drafts:
+        for mac in {entry.mac_address for entry in draft.entries.values()}:
+            if mac is not None:
+                homes.setdefault(mac, []).append(draft)
+    for mac, several in homes.items():
+        if len(several) == 1:
+            continue
+        running = [d for d in several if any(e.mac_address == mac for e in d.stored.spec.addresses)]
+        for draft in several:
+            if draft not in (running or several[:1]):
+                for address, entry in draft.entries.items():
+                    if entry.mac_address == mac:
+                        draft.entries[address] = msgspec.structs.replace(entry, mac_address=None)
 
 
 def _order(address: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from ipaddress import ip_address, ip_interface
 
 from holdfast_api.conditions import Reason
 from holdfast_api.interfaces import choose, on_subnet
-from holdfast_api.types import Interface, LabelSelector
+from holdfast_api.types import Interface, LabelSelector, Mode, SpeakerStatus
 from holdfast_operator.world import Node, World
 
 Requirement = tuple[str, str, tuple[str, ...]]  # key, operator, values
@@ -28,12 +28,16 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One node and what it is asked to carry. ``interface`` is the NIC, or why there is none."""
+    """One node and what it is asked to carry. ``interface`` is the NIC, or why there is none.
+
+    ``lacks``: what its host lacks for the mode, in its speaker's words; "" for nothing.
+    """
 
     node: Node
     selector: Selector
     interface: Interface | Reason | None  # None: no report
     live: bool
+    lacks: str = ""
 
 
 def canonical(selector: LabelSelector | None) -> Selector:
@@ -107,6 +111,12 @@ def _connected(case: Case) -> Refusal | None:
     return Refusal(case.interface, "no NIC of it is on the address's subnet")
 
 
+def _equipped(case: Case) -> Refusal | None:
+    if not case.lacks:
+        return None
+    return Refusal(Reason.VIRTUAL_MAC_UNAVAILABLE, f"it can't do mode VirtualMAC: {case.lacks}")
+
+
 def _cabled(case: Case) -> Refusal | None:
     if isinstance(case.interface, Interface) and not case.interface.carrier:
         return Refusal(Reason.NO_CARRIER, f"{case.interface.name} has no link")
@@ -120,7 +130,16 @@ def _listened(case: Case) -> Refusal | None:
 
 
 Check = Callable[[Case], Refusal | None]
-CHECKS: tuple[Check, ...] = (_selected, _staying, _speaking, _live, _connected, _cabled, _listened)
+CHECKS: tuple[Check, ...] = (
+    _selected,
+    _staying,
+    _speaking,
+    _live,
+    _connected,
+    _equipped,
+    _cabled,
+    _listened,
+)
 _PROGRESS = {
     reason: step
     for step, reasons in enumerate(
@@ -130,6 +149,7 @@ _PROGRESS = {
             (Reason.NO_SPEAKER,),
             (Reason.SPEAKER_SILENT,),
             (Reason.NO_INTERFACE_ON_SUBNET, Reason.INTERFACE_NOT_FOUND),
+            (Reason.VIRTUAL_MAC_UNAVAILABLE,),
             (Reason.NO_CARRIER,),
             (Reason.LISTENING,),
         )
@@ -144,6 +164,7 @@ _VERDICTS = {
     Reason.SPEAKER_SILENT: Reason.NO_LIVE_SPEAKER,
     Reason.NO_INTERFACE_ON_SUBNET: Reason.NO_NODE_ON_SUBNET,
 }
+_LACKING = frozenset({Reason.FENCE_UNAVAILABLE.value, Reason.VIRTUAL_MAC_UNAVAILABLE.value})
 NAMED_NODES = 3  # in a message; a cluster may have thousands
 
 
@@ -231,13 +252,23 @@ class Atlas:
                 found[node] = chosen.name
         return found
 
-    def case(self, node: str, selector: Selector, patterns: Sequence[str], addresses: Sequence[str]) -> Case:
+    def lacks(self, node: str, mode: Mode) -> str:
+        """What the node's host lacks for the mode, in its speaker's words; "" for nothing."""
+        if mode == "NodeMAC":
+            return ""
+        said = self._world.speakers.get(node, SpeakerStatus()).preflight
+        return next((c.message or c.reason for c in said if c.status == "False" and c.reason in _LACKING), "")
+
+    def case(
+        self, node: str, selector: Selector, patterns: Sequence[str], addresses: Sequence[str], mode: Mode
+    ) -> Case:
         world = self._world
         return Case(
             node=world.nodes[node],
             selector=selector,
             interface=self.interface(node, patterns, addresses),
             live=node in world.live,
+            lacks=self.lacks(node, mode),
         )
 
 

@@ -81,7 +81,7 @@ class Exits:
         if claim.place is None or claim.address not in self.leaving:
             return None
         draft, entry = self.leaving.pop(claim.address)
-        draft.hold(claim, claimed=entry.claimed)
+        draft.hold(claim, claimed=entry.claimed, stays=True)
         return draft.name
 
     def leave(self, claim: Claim) -> RouterAddress | None:

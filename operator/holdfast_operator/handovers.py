@@ -86,7 +86,8 @@ class Orders:
     def _carries(self, node: str, needed: Needed) -> bool:
         nic = self._atlas.interface(node, needed.interfaces, needed.addresses)
         admitted = needed.selector is None or node in self._atlas.selected(needed.selector)
-        return isinstance(nic, Interface) and nic.carrier and admitted
+        equipped = not self._atlas.lacks(node, needed.mode)
+        return isinstance(nic, Interface) and nic.carrier and admitted and equipped
 
     # --- a drained node -------------------------------------------------------------------------
 

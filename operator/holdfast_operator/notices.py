@@ -32,6 +32,7 @@ def notices(old: VirtualIPStatus, new: VirtualIPStatus) -> tuple[Notice, ...]:
         _assigned(old, new),
         _failed_over(old, new),
         _moved(old, new),
+        _blocked(old, new),
         _conflict(old, new),
     ]
     return tuple(notice for notice in found if notice is not None)
@@ -95,6 +96,23 @@ def _moved(old: VirtualIPStatus, new: VirtualIPStatus) -> Notice | None:
     done = new.move.reason == Reason.HANDED_OVER
     note = f"{new.move.reason}: asked to move to {new.move.to}: {new.move.message}"
     return Notice("Normal" if done else "Warning", "Moved" if done else "NotMoved", note)
+
+
+def _blocked(old: VirtualIPStatus, new: VirtualIPStatus) -> Notice | None:
+    """The network does not carry the virtual MAC: told each time it begins, or once it is done without."""
+    before, after = _of(old, ConditionType.READY), _of(new, ConditionType.READY)
+    if after is None:
+        return None
+    if new.mac_fallback_generation is not None:
+        if new.mac_fallback_generation == old.mac_fallback_generation:
+            return None
+        words = f"the network does not carry frames of {new.mac_address or 'its virtual MAC'}"
+        done = f"the node's own MAC is used until the spec changes, at {after.last_transition_time}"
+        return Notice("Warning", "FellBack", f"{Reason.VIRTUAL_MAC_BLOCKED}: {words}: {done}")
+    if after.reason != Reason.VIRTUAL_MAC_BLOCKED or (before is not None and before.reason == after.reason):
+        return None
+    note = f"{after.reason}: {after.message}, at {after.last_transition_time}"
+    return Notice("Warning", "Blocked", note)
 
 
 def _conflict(old: VirtualIPStatus, new: VirtualIPStatus) -> Notice | None:

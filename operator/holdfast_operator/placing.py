@@ -73,7 +73,13 @@ class Classes:
 
     def _new(self, needs: Needs, reach: Reach, addresses: Sequence[str]) -> Class:
         wanted = Needed(
-            "", needs.selector, needs.interfaces, tuple(addresses), needs.interval_ms, needs.failback
+            name="",
+            selector=needs.selector,
+            interfaces=needs.interfaces,
+            addresses=tuple(addresses),
+            mode=needs.mode,
+            interval_ms=needs.interval_ms,
+            failback=needs.failback,
         )
         nodes, refused = eligible(self._world, self._atlas, wanted)
         here = frozenset(nodes)

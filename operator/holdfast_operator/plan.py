@@ -17,7 +17,7 @@ from holdfast_api.names import FORCE_RELEASE_ANNOTATION, router_id
 from holdfast_api.types import Handover, Move, PlannedFrom, RouterAddress, VirtualRouter, VirtualRouterSpec
 from holdfast_operator.candidates import Needed, candidates, home_order, ordered
 from holdfast_operator.claims import Claim, Claims, Needs, judge, ours, reference
-from holdfast_operator.drafts import Balance, Draft, FreeIDs
+from holdfast_operator.drafts import Balance, Draft, FreeIDs, keep_apart
 from holdfast_operator.eligibility import Atlas, Refusal, spelled
 from holdfast_operator.exits import Exits
 from holdfast_operator.foreigners import haunted, stranger
@@ -30,7 +30,8 @@ from holdfast_operator.world import VipKey, World
 class Verdict:
     """What becomes of one VirtualIP. ``accepted`` and ``scheduled`` are None for yes.
 
-    ``move`` is the answer to ``holdfast.dev/move-to``, once there is one.
+    ``move`` is the answer to ``holdfast.dev/move-to``, once there is one. ``mac`` is its virtual MAC, in use
+    or kept for it; ``fallen_back``: not in use, since the network does not carry it.
     """
 
     address: str | None
@@ -38,6 +39,8 @@ class Verdict:
     scheduled: Refusal | None
     router: str | None
     move: Move | None = None
+    mac: str | None = None
+    fallen_back: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +196,7 @@ class _Planner:
             selector=needs.selector if needs is not None else None,
             interfaces=spec.interfaces,
             addresses=draft.held(),
+            mode=spec.mode,
             interval_ms=needs.interval_ms if needs is not None else spec.advert_interval_milliseconds,
             failback=needs.failback if needs is not None else spec.failback,
         )
@@ -326,6 +330,7 @@ class _Planner:
 
     def _finished(self) -> Plan:
         routers, deletions = {}, []
+        keep_apart(self.drafts.values())
         for name, draft in sorted(self.drafts.items(), key=lambda item: item[1].vrid):
             if draft.entries:
                 heard = stranger(self.world, self.atlas, draft.stored, self._needed(draft))
@@ -333,12 +338,18 @@ class _Planner:
                 routers[name] = PlannedRouter(name, self._spec(draft), stored, heard)
             elif draft.exists:
                 deletions.append(draft.stored)
-        moves = self.orders.answers
-        verdicts = {
-            key: replace(verdict, move=moves[key]) if key in moves else verdict
-            for key, verdict in sorted(self.verdicts.items())
-        }
+        verdicts = {key: self._complete(key, verdict) for key, verdict in sorted(self.verdicts.items())}
         return Plan(routers, tuple(deletions), verdicts, tuple(self.exits.gone), self.renumbered)
+
+    def _complete(self, key: VipKey, verdict: Verdict) -> Verdict:
+        """The verdict with the answer to a move and with its virtual MAC, where there are such."""
+        claim, draft = self.claims.by_key[key], self.drafts.get(verdict.router or "")
+        move = self.orders.answers.get(key)
+        entry = draft.entries.get(claim.address) if draft is not None else None
+        mac = (entry.mac_address if entry is not None else None) or claim.own_mac
+        if move is None and mac is None and not claim.fallen_back:
+            return verdict
+        return replace(verdict, move=move, mac=mac, fallen_back=claim.fallen_back)
 
     def _spec(self, draft: Draft) -> VirtualRouterSpec:
         needed, needs, stored = self._needed(draft), draft.needs, draft.stored

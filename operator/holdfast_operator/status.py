@@ -14,6 +14,7 @@ from holdfast_api.types import (
     ConditionStatus,
     FailedAddress,
     Holder,
+    ReportedConflict,
     RouterReport,
     Transition,
     VirtualIPStatus,
@@ -24,6 +25,7 @@ from holdfast_operator.plan import Plan, PlannedRouter, Verdict
 from holdfast_operator.world import Sighting, Vip, VipKey, World
 
 _CONFLICTS = frozenset({Reason.ADDRESS_ANSWERED.value, Reason.LISTED_ELSEWHERE.value})
+_BADNESS = {Reason.MAC_DOUBLED.value: 1, Reason.ADDRESS_CLAIMED_BY_PEER.value: 2}  # a stranger is the worst
 _CLAIMING = frozenset({Reason.CLAIMING.value, ""})
 
 
@@ -83,11 +85,13 @@ def _status(world: World, vip: Vip, verdict: Verdict, scene: _Scene | None, now:
     said = {
         ConditionType.ACCEPTED: _accepted(verdict),
         ConditionType.SCHEDULED: _scheduled(verdict, order),
-        ConditionType.READY: _ready(world, verdict, scene, holding),
+        ConditionType.READY: _ready(world, vip, verdict, scene, holding),
         ConditionType.CONFLICT: _conflict(scene, address),
     }
     return VirtualIPStatus(
         address=address if verdict.router is not None else None,
+        mac_address=verdict.mac,
+        mac_fallback_generation=vip.metadata.generation if verdict.fallen_back else None,
         virtual_router=verdict.router,
         leader=order[0] if order else None,
         standbys=order[1:],
@@ -129,7 +133,9 @@ def _scheduled(verdict: Verdict, order: tuple[str, ...]) -> _Said:
     return _Said("True", Reason.SCHEDULED, f"{verdict.router} is led by {order[0]}{standbys}")
 
 
-def _ready(world: World, verdict: Verdict, scene: _Scene | None, holding: tuple[Sighting, ...]) -> _Said:
+def _ready(
+    world: World, vip: Vip, verdict: Verdict, scene: _Scene | None, holding: tuple[Sighting, ...]
+) -> _Said:
     if scene is None:
         return _Said("False", Reason.NOT_SCHEDULED, "it has no virtual router: see Scheduled")
     if len(holding) > 1:
@@ -140,10 +146,42 @@ def _ready(world: World, verdict: Verdict, scene: _Scene | None, holding: tuple[
         only = holding[0]
         stored = scene.router.stored
         if only.live or (stored is not None and world.heard(stored, only.node)):
-            return _Said("True", Reason.HELD, f"{only.node} holds it on {only.report.interface}")
+            words = f"{only.node} holds it on {only.report.interface}"
+            return _carried(vip, verdict, scene, only, words)
         words = f"{only.node} held it when its speaker was last heard of, and nobody reports to have it since"
         return _Said("Unknown", Reason.SPEAKER_SILENT, words)
     return _unheld(verdict, scene)
+
+
+def _carried(vip: Vip, verdict: Verdict, scene: _Scene, only: Sighting, words: str) -> _Said:
+    """It is held; whether the network carries its virtual MAC, and what is done if not."""
+    fault = f"the network does not carry frames of {verdict.mac or 'its virtual MAC'}"
+    if _is_blocked(vip, verdict, scene, only.report):
+        remedy = (
+            "from now on the node's own MAC is used, as spec.macFallback says"
+            if verdict.fallen_back
+            else "VMware: allow forged transmits and MAC changes; a switch with port security: raise its "
+            "limit; Wi-Fi, clouds and wherever it can't be: set spec.macFallback: NodeMAC"
+        )
+        return _Said("False", Reason.VIRTUAL_MAC_BLOCKED, f"{words}, but {fault}; {remedy}")
+    if verdict.fallen_back:
+        words += (
+            f" with the node's own MAC, as spec.macFallback says: {fault}; change the spec to try it again"
+        )
+        return _Said("True", Reason.VIRTUAL_MAC_BLOCKED, words)
+    return _Said("True", Reason.HELD, words)
+
+
+def _is_blocked(vip: Vip, verdict: Verdict, scene: _Scene, report: RouterReport) -> bool:
+    """As of this plan; a report that is behind is believed only to go on as it was."""
+    stored = scene.router.stored
+    if verdict.address not in report.blocked or stored is None:
+        return False
+    known = any(
+        c.reason == Reason.VIRTUAL_MAC_BLOCKED and c.observed_generation == vip.metadata.generation
+        for c in vip.status.conditions
+    )
+    return known or report.observed_generation >= stored.metadata.generation
 
 
 def _unheld(verdict: Verdict, scene: _Scene) -> _Said:
@@ -180,11 +218,8 @@ def _conflict(scene: _Scene | None, address: str) -> _Said:
             return _Said("True", _known(why.reason), f"{node}: {why.message or why.reason}")
     claims = [(s.node, c) for s in scene.actives for c in s.report.conflicts if c.address == address]
     if claims:
-        node, worst = min(claims, key=lambda claim: claim[1].reason == Reason.ADDRESS_CLAIMED_BY_PEER)
-        peer = worst.reason == Reason.ADDRESS_CLAIMED_BY_PEER
-        reason = Reason.ADDRESS_CLAIMED_BY_PEER if peer else Reason.ADDRESS_CLAIMED
-        who = f"{worst.mac}, a NIC of another candidate," if peer else worst.mac
-        return _Said("True", reason, f"{who} answers for it since {worst.since}; {node} holds and defends it")
+        node, worst = min(claims, key=lambda claim: _BADNESS.get(claim[1].reason, 0))
+        return _claimed(node, worst)
     if scene.router.stranger is not None:
         node, source = scene.router.stranger
         vrid = scene.router.spec.virtual_router_id
@@ -193,6 +228,16 @@ def _conflict(scene: _Scene | None, address: str) -> _Said:
         )
         return _Said("True", Reason.FOREIGN_ROUTER, words)
     return _Said("False", Reason.NO_CONFLICT, "nobody else claims it")
+
+
+def _claimed(node: str, claim: ReportedConflict) -> _Said:
+    if claim.reason == Reason.MAC_DOUBLED:
+        words = f"another host on the segment sends with its virtual MAC {claim.mac} since {claim.since}"
+        return _Said("True", Reason.MAC_DOUBLED, f"{words}; {node} holds it")
+    peer = claim.reason == Reason.ADDRESS_CLAIMED_BY_PEER
+    reason = Reason.ADDRESS_CLAIMED_BY_PEER if peer else Reason.ADDRESS_CLAIMED
+    who = f"{claim.mac}, a NIC of another candidate," if peer else claim.mac
+    return _Said("True", reason, f"{who} answers for it since {claim.since}; {node} holds and defends it")
 
 
 def _known(reason: str) -> Reason:

@@ -123,6 +123,7 @@ class Timely:
 class World:
     """Everything the planner knows.
 
+    ``cluster_uid``  that of Namespace kube-system; "" when it can't be read
     ``live``      nodes whose speaker's Lease is renewed (or not yet judged)
     ``settling``  nodes whose speaker has begun to listen a moment ago: worth waiting for
     ``alive_at``  when each node's speaker gave its last sign of life

@@ -454,7 +454,6 @@ def test_what_a_node_has_for_itself_is_refused_but_a_kubelet_that_reports_the_vi
 @pytest.mark.parametrize(
     ("wanted", "word"),
     [
-        (vip("a", "192.0.2.1", mode="VirtualMAC"), Reason.MODE_NOT_SUPPORTED),
         (vip("a", None, pool="p"), Reason.POOL_NOT_SUPPORTED),
         (vip("a", "192.0.2.1", pool="p"), Reason.POOL_NOT_SUPPORTED),
         (vip("a", "192.0.2.1", interval_ms=0), Reason.INVALID_SPEC),
@@ -467,7 +466,7 @@ def test_what_this_version_cannot_do_is_refused(wanted: object, word: Reason) ->
 
 def test_an_edit_that_cannot_be_accepted_leaves_running_what_runs() -> None:
     start = live_through(world(3, [vip("a", "192.0.2.1")]))
-    for edited in (vip("a", "192.0.2.1", mode="VirtualMAC"), replace(vip("a"), spec=None, errors=("no",))):
+    for edited in (vip("a", "192.0.2.1", interval_ms=0), replace(vip("a"), spec=None, errors=("no",))):
         after = changed(start, edited)
 
         assert router_changes(plan(after)) == ()
