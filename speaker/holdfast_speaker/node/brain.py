@@ -188,10 +188,10 @@ class Node:
         # A virtual MAC is nobody: whose it is changes.
         nobody = ours or claimed is None or claimed.mac in self._routers.dressed
         nic.note(frame, b"" if claimed is None or nobody else claimed.address, now_us)
-        called = self._routers.dressed.get(frame[:6])
-        if called is not None and claim.is_answer(frame):
-            called.reach.heard(frame[:6])
-            self._routers.agenda.arm(called)
+        for called in self._routers.dressed.get(frame[:6], ()):
+            if called.nic is nic and claim.is_answer(frame):
+                called.reach.heard(frame[:6])
+                self._routers.agenda.arm(called)
         if claimed is None or ours:
             return
         asked = claim.target(frame)
@@ -206,8 +206,7 @@ class Node:
     def _hear_macs(self, macs: frozenset[str], now_us: int) -> None:
         for text in sorted(macs):
             mac = bytes.fromhex(text.replace(":", ""))
-            instance = self._routers.dressed.get(mac)
-            if instance is not None:
+            for instance in self._routers.dressed.get(mac, ()):
                 instance.mac_heard(mac, now_us)
                 self._routers.agenda.arm(instance)
 
@@ -251,10 +250,17 @@ class Node:
             instance.bound(event, now_us)
         else:
             # Another router of ours may wait for what was just released.
-            for packed in instance.released(event, now_us):
-                for other in self._routers.claimants.get(packed, ()):
-                    other.look_again(packed, now_us)
-                    self._routers.agenda.arm(other)
+            claimants = self._routers.claimants
+            free = [
+                (packed, other)
+                for packed in instance.released(event, now_us)
+                for other in claimants.get(packed, ())
+            ]
+            if any(other is not instance for _, other in free):
+                self._routers.prepare()
+            for packed, other in free:
+                other.look_again(packed, now_us)
+                self._routers.agenda.arm(other)
         self._routers.agenda.arm(instance)
         self._routers.sweep(instance, now_us)
         for other in list(self._routers.instances.values()):

@@ -41,6 +41,13 @@ class Gate:
             self._guarded = wanted
             self._host.out.append(Guard(self._virtual_router_id, *wanted))
 
+    @property
+    def macs(self) -> list[tuple[int, str, str]]:
+        """What the fence judges by its MAC: ifindex, address, virtual MAC."""
+        if self._guarded is None:
+            return []
+        return [(self._guarded[0], address, mac) for address, mac in self._guarded[3]]
+
     def unguard(self) -> None:
         if self._guarded is not None:
             self._guarded = None

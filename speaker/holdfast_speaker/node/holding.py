@@ -96,6 +96,10 @@ class Holdings:
         """Those with a virtual MAC: (address, MAC)."""
         return tuple((h.address, h.mac.hex(":")) for h in self.by_address.values() if h.mac)
 
+    def virtual(self) -> frozenset[bytes]:
+        """The virtual MACs."""
+        return frozenset(h.mac for h in self.by_address.values() if h.mac)
+
     def on_nic(self) -> list[Holding]:
         return [holding for holding in self.by_address.values() if holding.kept or holding.phase in ON_NIC]
 

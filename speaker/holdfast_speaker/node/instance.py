@@ -299,8 +299,7 @@ class Instance(Tenure):
         elif fresh and self.nic is not None:
             silent = self._takeover is not None and self._takeover.why is Reason.ACTIVE_SILENT
             first_us = self.nic.first_announcement_us(now_us)
-            self.nic.announcer.start(fresh, first_us, asking=silent)
-            self.reach.begin(self.holdings.in_phase(Phase.BOUND), first_us)
+            self._speak_for(fresh, first_us, asking=silent)
             self._host.afterwards += [self._tell_held, partial(self._tell_askers, fresh, self.nic)]
             if self._takeover is not None:
                 self.transition = self._takeover.report(self._host, now_us, announced=len(fresh))
@@ -326,7 +325,7 @@ class Instance(Tenure):
     def lease_lost(self, now_us: int, *, removed: bool = False) -> None:
         """The kernel has silenced us: whoever waits for our adverts may take over (semantics R4.1)."""
         if removed and self.router.is_punctual(now_us):  # they did leave while no fence stood
-            self.gate.retake(now_us, self.router.lease_us)
+            self._retake(now_us)
         else:
             self._perform(self.router.lapse(now_us), now_us)
             self.holdings.release(self.holdings.kept(), now_us)
@@ -367,7 +366,7 @@ class Instance(Tenure):
         self.conflicts.wake(now_us, self.nic)
         if self.nic is not None:
             self.suspicion.wake(self.nic, now_us)
-            self.reach.wake(self.nic, self.suspicion.targets(self.nic, now_us), now_us)
+            self._wake_reach(self.nic, now_us)
         self._wake_departure(now_us)
         if self.holdings.deadline_us <= now_us:
             self.holdings.wake(now_us)

@@ -15,6 +15,7 @@ from holdfast_speaker.vrrp.advert import Advert, Discard, Family
 
 LISTENED_US = 4 * SECOND_US  # longer than most Actives' interval: what was not heard by then is free
 MOST_COMPANY = 16
+MOST_ANSWERS = 64
 MOST_ASKERS = 1024  # of all addresses
 COMPANY_US = 600 * SECOND_US
 SETTLING_US = 200_000  # a switch port forwards only some time after its link is up (semantics V04)
@@ -22,6 +23,7 @@ SETTLING_US = 200_000  # a switch port forwards only some time after its link is
 
 class Nic:
     __slots__ = (
+        "_answers",
         "_askers",
         "_company",
         "_last_primaries",
@@ -43,6 +45,7 @@ class Nic:
         self.announcer = Announcer(link.index, node)
         self._company: OrderedDict[bytes, tuple[bytes, int]] = OrderedDict()  # by MAC, the latest last
         self._askers: OrderedDict[tuple[bytes, bytes], bytes] = OrderedDict()  # (address, MAC) -> whose
+        self._answers: OrderedDict[bytes, int] = OrderedDict()  # by MAC: when it answered us, the latest last
         self.anybody_us = -NEVER_US  # when a frame of anybody came in
         self.answered_us = -NEVER_US  # when one came in that answers us: we are heard
         self.heard_since_us: int | None = None
@@ -118,12 +121,20 @@ class Nic:
         self.anybody_us = now_us
         if frame[:6] == self.mac and (claim.is_answer(frame) or inquiry.is_answer(frame)):
             self.answered_us = now_us
+            self._answers[frame[6:12]] = now_us
+            self._answers.move_to_end(frame[6:12])
+            if len(self._answers) > MOST_ANSWERS:
+                self._answers.popitem(last=False)
         if address:
             mac = frame[6:12]
             self._company[mac] = (address, now_us)
             self._company.move_to_end(mac)
             if len(self._company) > MOST_COMPANY:
                 self._company.popitem(last=False)
+
+    def has_answered(self, mac: bytes, since_us: int) -> bool:
+        """Whether this neighbour has answered the NIC's own MAC since then."""
+        return self._answers.get(mac, -NEVER_US) >= since_us
 
     def gone(self, mac: bytes) -> None:
         """Silent where he should have spoken: that we hear him no more says nothing about us."""

@@ -85,8 +85,12 @@ def _addresses_fault(spec: VirtualRouterSpec) -> str | None:
             return f"spec.addresses: {planned.address} stands there twice"
         seen.add(planned.address)
         sixes += address.version == 6
-        if planned.mac_address is not None and virtual_mac(spec, planned) is None:
+        mac = virtual_mac(spec, planned)
+        if mac is None and planned.mac_address is not None:
             return f"spec.addresses: {planned.mac_address[:32]!r} is no MAC address of one host"
+        node = next((each.node for each in spec.candidates if mac and mac.hex(":") in each.macs), None)
+        if node is not None:
+            return f"spec.addresses: {planned.mac_address} is the MAC address of {node}"
     if len(seen) - sixes > MAX_ADDRESSES or sixes > MAX_IPV6:
         return f"spec.addresses: at most {MAX_ADDRESSES} IPv4 and {MAX_IPV6} IPv6 addresses fit an advert"
     return None

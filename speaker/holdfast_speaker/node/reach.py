@@ -2,12 +2,12 @@
 """Whether the segment carries frames of a virtual MAC: asked after a takeover, and while it does not.
 
 A hypervisor that allows no forged transmits, a switch with port security or Wi-Fi drop them silently, while
-all looks well on this host. So neighbours are asked twice, by the virtual MAC and by the NIC's own: when
-answers come to the second alone, the virtual MAC is blocked. With no answer at all, nothing is known.
+all looks well on this host. So the same neighbours are asked twice, by the virtual MAC and by the NIC's own:
+when answers come to the second alone, the virtual MAC is blocked. With no answer at all, nothing is known.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from holdfast_speaker.arp import greeting
@@ -20,17 +20,20 @@ from holdfast_speaker.units import NEVER_US, SECOND_US
 ASKED_US: Final = (100_000, 600_000, 1_600_000, 2_600_000)  # the first copies of the announcement went before
 VERDICT_US: Final = 3_600_000
 AGAIN_US: Final = 60 * SECOND_US
-MOST_TARGETS: Final = 3  # asked for each virtual MAC
+MOST_TARGETS: Final = 3  # asked for each virtual MAC in one round; each of them in two rounds
+MOST_QUESTIONS: Final = 256  # by virtual MACs in one round: with many of them, each asks fewer
+_MOST_NAMED: Final = 10
 
 Target = tuple[bytes, bytes]  # MAC, address
 
 
 @dataclass(slots=True)
 class _Trial:
-    """One virtual MAC, and an address that speaks by it."""
+    """One virtual MAC, and an address that speaks by it. ``asked``: MACs of neighbours."""
 
     address: bytes
     reached: bool = False
+    asked: set[bytes] = field(default_factory=set)
 
 
 class Reach:
@@ -45,17 +48,21 @@ class Reach:
         self.blocked: frozenset[bytes] = frozenset()
         self.deadline_us = NEVER_US
 
-    def begin(self, holdings: Iterable[Holding], now_us: int) -> None:
-        """These are announced: those that have a virtual MAC are tried, unless they were before."""
-        fresh = {holding.mac: _Trial(holding.packed) for holding in holdings if holding.mac}
-        fresh = {mac: trial for mac, trial in fresh.items() if mac not in self._trials}
-        if fresh:
-            self._trials |= fresh
+    def begin(self, bound: Iterable[Holding], now_us: int) -> None:
+        """All that is bound: what has a virtual MAC is tried, unless it was before."""
+        known = self._trials
+        self._trials = {h.mac: known.get(h.mac) or _Trial(h.packed) for h in bound if h.mac}
+        self._forget(self.blocked - self._trials.keys())
+        if self._trials.keys() - known.keys():
             self._restart(now_us)
+        elif all(each.reached for each in self._trials.values()):
+            self.deadline_us = NEVER_US
 
     def _restart(self, now_us: int) -> None:
         self._begun_us, self._step = now_us, 0
         self.deadline_us = now_us + ASKED_US[0]
+        for trial in self._trials.values():
+            trial.asked.clear()
 
     def heard(self, mac: bytes) -> None:
         """An answer came to this virtual MAC."""
@@ -63,56 +70,73 @@ class Reach:
         if trial is None or trial.reached:
             return
         trial.reached = True
-        if mac in self.blocked:
-            self._judge(self.blocked - {mac})
+        self._judge(self.blocked - {mac})
         if all(each.reached for each in self._trials.values()):
             self.deadline_us = NEVER_US
 
-    def wake(self, nic: Nic | None, targets: Sequence[Target], now_us: int) -> None:
-        if now_us < self.deadline_us or nic is None:
+    def wake(self, nic: Nic, bound: Iterable[Holding], targets: Sequence[Target], now_us: int) -> None:
+        self.begin(bound, now_us)
+        if now_us < self.deadline_us:
             return
         if self._step < len(ASKED_US):
-            self._step += 1
             self._ask(nic, targets)
+            self._step += 1
             steps = (*ASKED_US, VERDICT_US)
             self.deadline_us = max(self._begun_us + steps[self._step], now_us + ASKED_US[0])
             return
-        silent = frozenset(mac for mac, trial in self._trials.items() if not trial.reached)
-        if nic.answered_us >= self._begun_us:  # those who were asked are there
-            self._judge(silent)
+        silent = {mac: trial for mac, trial in self._trials.items() if not trial.reached}
+        # Those who were asked are there, and answer the NIC's own.
+        self._judge(
+            self.blocked
+            | {
+                mac
+                for mac, trial in silent.items()
+                if any(nic.has_answered(each, self._begun_us) for each in trial.asked)
+            }
+        )
         self._restart(now_us + AGAIN_US)
-        if not silent:
-            self.deadline_us = NEVER_US
 
     def _ask(self, nic: Nic, targets: Sequence[Target]) -> None:
-        frames: list[bytes | None] = []
-        for mac, trial in self._trials.items():
-            if trial.reached:
-                continue
+        """Each neighbour in two rounds, the next ones after that: the first may be dead."""
+        silent = {mac: trial for mac, trial in self._trials.items() if not trial.reached}
+        each = max(1, min(MOST_TARGETS, MOST_QUESTIONS // max(1, len(silent))))
+        asked: dict[Target, None] = {}
+        for mac, trial in silent.items():
             fit = [target for target in targets if len(target[1]) == len(trial.address)]
-            for to_mac, address in fit[:MOST_TARGETS]:
-                frames.append(greeting.build(address=address, mac=to_mac, own=trial.address, own_mac=mac))
-        if not frames:
-            return
-        for to_mac, address in targets[:MOST_TARGETS]:
-            own = nic.source(4 if len(address) == 4 else 6)
+            first = self._step // 2 * each if len(fit) > each else 0
+            for number in range(min(each, len(fit))):
+                target = fit[(first + number) % len(fit)]
+                asked[target] = None
+                trial.asked.add(target[0])
+                self._send(nic, target, trial.address, mac)
+        for target in asked:
+            own = nic.source(4 if len(target[1]) == 4 else 6)
             if own is not None:
-                frames.append(greeting.build(address=address, mac=to_mac, own=own, own_mac=nic.mac))
-        self._host.out.extend(Send(nic.link.index, frame) for frame in frames if frame is not None)
+                self._send(nic, target, own, nic.mac)
+
+    def _send(self, nic: Nic, target: Target, own: bytes, own_mac: bytes) -> None:
+        frame = greeting.build(address=target[1], mac=target[0], own=own, own_mac=own_mac)
+        if frame is not None:
+            self._host.out.append(Send(nic.link.index, frame))
 
     def _judge(self, blocked: frozenset[bytes]) -> None:
         if blocked == self.blocked:
             return
-        facts = (("router", self._router), ("macs", ", ".join(sorted(mac.hex(":") for mac in blocked))))
-        if blocked:
+        facts = (("router", self._router),)
+        if blocked - self.blocked:
             text = "The network does not carry frames of virtual MACs: neighbours answer the NIC's own only"
-            self._host.out.append(Log("warning", text, facts))
-        else:
-            self._host.out.append(Log("info", "The network carries frames of virtual MACs again", facts[:1]))
+            named = ", ".join(sorted(mac.hex(":") for mac in blocked)[:_MOST_NAMED])
+            self._host.out.append(Log("warning", text, (*facts, ("macs", named))))
+        elif not blocked:
+            self._host.out.append(Log("info", "The network carries frames of virtual MACs again", facts))
         self.blocked, self._host.dirty = blocked, True
 
+    def _forget(self, macs: frozenset[bytes]) -> None:
+        if macs:
+            self.blocked, self._host.dirty = self.blocked - macs, True
+
     def clear(self) -> None:
-        """Nothing is held any more."""
+        """Nothing is held any more, or nothing is said by virtual MACs for now."""
         self._trials.clear()
-        self._judge(frozenset())
+        self._forget(self.blocked)
         self.deadline_us = NEVER_US

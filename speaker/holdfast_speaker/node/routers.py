@@ -40,7 +40,7 @@ class Routers:
         self.instances: dict[str, Instance] = {}
         self.running: dict[tuple[int, int], Instance] = {}
         self.claimants: dict[bytes, tuple[Instance, ...]] = {}
-        self.dressed: dict[bytes, Instance] = {}
+        self.dressed: dict[bytes, tuple[Instance, ...]] = {}
         self.agenda: Agenda[Instance] = Agenda()
         self.links_seen = False
         self.stopping = False
@@ -194,7 +194,7 @@ class Routers:
             instance.place(Reason.INVALID_PLAN if clash else self._wheres[instance.name], now_us)
         self._index()
         if not self.stopping:
-            self._prepare()
+            self.prepare()
         for instance in moved:
             instance.settle(now_us)
             self.agenda.arm(instance)
@@ -206,6 +206,8 @@ class Routers:
             return Reason.NOT_CANDIDATE
         if instance.holdings.macs() and not self.host.virtual_macs:
             return Reason.VIRTUAL_MAC_UNAVAILABLE
+        if not instance.holdings.virtual().isdisjoint(self.host.macs):
+            return Reason.MAC_OF_NODE  # fenced by that MAC, the whole host would be silent
         if not self.links_seen:
             return Reason.STARTING
         spec = instance.virtual_router.spec
@@ -223,16 +225,14 @@ class Routers:
             for instance in self.instances.values()
             if instance.nic is not None
         }
-        self.dressed = {
-            holding.mac: instance
-            for instance in self.instances.values()
-            for holding in instance.holdings.by_address.values()
-            if holding.mac
-        }
         claimants: dict[bytes, list[Instance]] = {}
+        dressed: dict[bytes, dict[Instance, None]] = {}
         for instance in self.instances.values():
-            for packed in instance.holdings.by_packed:
+            for packed, holding in instance.holdings.by_packed.items():
                 claimants.setdefault(packed, []).append(instance)
+                if holding.mac:
+                    dressed.setdefault(holding.mac, {})[instance] = None
+        self.dressed = {mac: tuple(several) for mac, several in dressed.items()}
         self.claimants = {packed: tuple(several) for packed, several in claimants.items()}
 
     def _listen(self, chosen: list[int], now_us: int) -> None:
@@ -254,14 +254,17 @@ class Routers:
             self._hearing_on = wanted
             self.host.out.append(Hear(wanted))
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
+        """Say what may soon be bound; with virtual MACs that are fenced: another router here may have it."""
         wanted: dict[int, list[Holding]] = {index: [] for index in self._prepared}
         for instance in self.instances.values():
             if instance.nic is not None:
                 instance.guard()  # no virtual MAC before it is fenced
                 wanted.setdefault(instance.nic.link.index, []).extend(instance.holdings.wanted())
+        fenced = {each for instance in self.instances.values() for each in instance.gate.macs}
         for index, holdings in sorted(wanted.items()):
-            macs = sorted((holding.address, holding.mac.hex(":")) for holding in holdings if holding.mac)
+            pairs = [(holding.address, holding.mac.hex(":")) for holding in holdings if holding.mac]
+            macs = sorted(pair for pair in pairs if (index, *pair) in fenced)
             whole = Prepare(index, frozenset(holding.address for holding in holdings), tuple(macs))
             if self._prepared.get(index, Prepare(index, frozenset())) != whole:
                 self.host.out.append(whole)
