@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """A brain on a stage: words in, what it does as lines out. The language of tests/scripts/*.txt.
 
-node a                                    a speaker that starts now
+node a                                    a speaker starts now (``plain``: its kernel has no virtual MACs)
 link eth0 10.0.0.1/24 fe80::1/64          its NIC (``down``: no carrier; ``nolink``: none at all)
 plan vr-51 10.0.0.100 claimed 10.0.0.101 candidates=a:250,b:248 interval=100 failback=Never
                                           an object of the API (words after an address are about it;
-                                          handover=ID,FROM,TO is an order)
+                                          handover=ID,FROM,TO is an order; 10.0.0.100=02:aa:00:00:00:64
+                                          is an address with its virtual MAC)
 list | change vr-51 | delete vr-51 | confirm | restore | reject vr-51 WHY
 advert from=10.0.0.2 vrid=51 priority=248 lists=10.0.0.100
 asks from=10.0.0.3 vrid=51                another candidate wants to know whether we hear the Active
                                           (``hearing``: it does hear somebody)
 hears from=10.0.0.3 vrid=51 | hearsnot from=10.0.0.3 vrid=51     its answer to us
 claim 10.0.0.100 02:00:00:00:00:99        an ARP or ND frame that says so, to all
-answer 10.0.0.254 02:00:00:00:00:fe       the same to us alone
+answer 10.0.0.254 02:00:00:00:00:fe       the same to us alone (a third word: to this MAC)
+macs 02:aa:00:00:00:64                    the kernel heard frames whose sender has this MAC
 question 10.0.0.30 02:00:00:00:00:30 10.0.0.100       who has the last one? an IPv4 host wants to know
 waits advert from=10.0.0.2 ...            comes in, but is read only while the fence is being opened
 frame HEX                                 any frame at all
@@ -25,7 +27,10 @@ sleep 2s                                  time passes, and the process does not 
 stop
 """
 
+import re
 from ipaddress import ip_address
+
+import msgspec
 
 from holdfast_api.types import (
     Candidate,
@@ -51,6 +56,11 @@ INDEX = 2
 START_US = 1_000_000
 WALL_OFFSET_US = 1_700_000_000_000_000
 FAILBACK: dict[str, Failback] = {"Never": "Never", "Immediate": "Immediate", "Delayed": "Delayed"}
+_SETTING = re.compile("[a-z]+=")
+_ABOUT_ADDRESSES: dict[str, dict[str, object]] = {
+    "claimed": {"claimed": True},
+    "releasing": {"state": "Releasing"},
+}
 NODES = {name: number for number, name in enumerate("abcdef", start=1)}
 
 
@@ -85,6 +95,7 @@ class Stage:
         self.fence_works = True
         self.fence_takes_us = 0
         self.waiting: list[on.Event] = []
+        self.dressed = False  # some address has a virtual MAC: where they are is told
         self._again: list[bytes] = []
         self._shown: set[bytes] = set()
 
@@ -119,7 +130,7 @@ class Stage:
         if isinstance(effect, do.Send) and effect.frame in self._shown:
             self._again.append(effect.frame)
             return
-        line = telling.effect(effect)
+        line = telling.effect(effect, dressed=self.dressed)
         if line is None:
             return
         if isinstance(effect, do.Send) and not telling.is_resignation(effect.frame):
@@ -145,7 +156,9 @@ class Stage:
 
     def _node(self, words: list[str]) -> None:
         self.name = words[0]
-        self.node = Node(self.name, "test", wall_offset_us=WALL_OFFSET_US)
+        self.node = Node(
+            self.name, "test", wall_offset_us=WALL_OFFSET_US, virtual_macs="plain" not in words[1:]
+        )
 
     def _link(self, words: list[str]) -> None:
         name, *rest = words
@@ -159,16 +172,18 @@ class Stage:
 
     def _plan(self, words: list[str]) -> None:
         name, *rest = words
-        settings = dict(word.split("=", 1) for word in rest if "=" in word)
+        settings = dict(word.split("=", 1) for word in rest if _SETTING.match(word))
         addresses: list[RouterAddress] = []
-        for word in (word for word in rest if "=" not in word):
-            if word in ("claimed", "releasing"):
+        for word in rest:
+            address, _, virtual_mac = word.partition("=")
+            if word in _ABOUT_ADDRESSES:
                 last = addresses.pop()
-                state = "Releasing" if word == "releasing" else last.state
-                claimed = last.claimed or word == "claimed"
-                addresses.append(RouterAddress(last.address, last.owner, state, claimed))
-            else:
-                addresses.append(RouterAddress(word, Owner("default", f"vip-{word}", "u")))
+                addresses.append(msgspec.structs.replace(last, **_ABOUT_ADDRESSES[word]))
+            elif address not in settings:
+                owner = Owner("default", f"vip-{address}", "u")
+                addresses.append(RouterAddress(address, owner, mac_address=virtual_mac or None))
+        dressed = any(each.mac_address for each in addresses)
+        self.dressed = self.dressed or dressed
         candidates = [each.split(":") for each in settings.get("candidates", "").split(",") if each]
         known = self.plans.get(name)
         self.plans[name] = VirtualRouter(
@@ -184,6 +199,7 @@ class Stage:
                 int(settings.get("delay", "300")),
                 handover=Handover(*settings["handover"].split(",")) if "handover" in settings else None,
                 planned_from=PlannedFrom(settings.get("active"), int(settings.get("term", "0"))),
+                mode="VirtualMAC" if dressed else "NodeMAC",
             ),
         )
 
@@ -273,12 +289,15 @@ class Stage:
         self.handle(on.FrameReceived(INDEX, wire.claim(address, bytes.fromhex(sender.replace(":", "")))))
 
     def _answer(self, words: list[str]) -> None:
-        address, sender = words
-        own = bytes.fromhex(mac(self.name).replace(":", ""))
+        address, sender = words[:2]
+        own = bytes.fromhex((words[2] if len(words) > 2 else mac(self.name)).replace(":", ""))
         frame = bytearray(own + wire.claim(address, bytes.fromhex(sender.replace(":", "")))[6:])
         if frame[12:14] == b"\x08\x06":
             frame[20:22] = b"\0\2"  # a reply
         self.handle(on.FrameReceived(INDEX, bytes(frame)))
+
+    def _macs(self, words: list[str]) -> None:
+        self.handle(on.MacsHeard(frozenset(words)))
 
     def _question(self, words: list[str]) -> None:
         address, sender, asked = words

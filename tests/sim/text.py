@@ -4,6 +4,7 @@
 Sets are sorted, so that the text does not depend on Python's hash seed.
 """
 
+from collections.abc import Iterable
 from ipaddress import ip_address
 
 from holdfast_speaker import effects as do
@@ -31,13 +32,19 @@ def frame(data: bytes) -> str:
     return advert(parsed) if isinstance(parsed, Advert) else f"frame {len(data)} bytes: {parsed}"
 
 
+def dressed(addresses: Iterable[str], macs: Iterable[tuple[str, str]]) -> list[str]:
+    """Each address with its virtual MAC, where it has one."""
+    known = dict(macs)
+    return [f"{address}={known[address]}" if address in known else address for address in addresses]
+
+
 def effect(value: do.Effect) -> str | None:
     """None: too dull to tell."""
     match value:
         case do.Cover():
             return f"cover {sorted(value.indexes)}"
         case do.Guard():
-            listed = ",".join(value.addresses)
+            listed = ",".join(dressed(value.addresses, value.macs))
             return f"guard vrid={value.virtual_router_id} lease={value.lease_us // 1000}ms {listed}"
         case do.Unguard():
             return f"unguard vrid={value.virtual_router_id}"
@@ -48,7 +55,7 @@ def effect(value: do.Effect) -> str | None:
         case do.Hear():
             return f"hear {sorted(value.indexes)}"
         case do.Prepare():
-            return f"prepare {value.index} {' '.join(sorted(value.addresses))}"
+            return f"prepare {value.index} {' '.join(dressed(sorted(value.addresses), value.macs))}"
         case do.Send():
             return f"send {value.index} {frame(value.frame)}"
         case do.Announce():
