@@ -48,8 +48,8 @@ test: lint type unit script sim rig ## everything that CI runs
 demo: setup ## a cluster, a VirtualIP, a crash, the measured gap (KEEP=1 leaves it running)
 	@$(BIN)/python -m tests.rig.demo $(if $(KEEP),--keep)
 
-bench: setup ## Holdfast, keepalived and ucarp crashed side by side; table and picture into docs/
-	@$(BIN)/python -m tests.rig.bench
+bench: setup ## Holdfast, keepalived and ucarp crashed side by side; tables and picture into docs/ (ONLY=vmac: one part)
+	@$(BIN)/python -m tests.rig.bench $(if $(ONLY),--only "$(ONLY)")
 
 clean: ## remove what the build and the tests left in this checkout
 	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make bench``: Holdfast, keepalived and ucarp meet the same faults in turn, on the same hosts.
 
+Two parts: gaps, and addresses with a MAC of their own (tests.rig.virtual_macs); each writes its own part
+of docs/benchmark.md. Of the first:
+
 Four faults hit the host that holds the address (tests.rig.faults): it loses power silently, its process
 is killed, is stopped for five seconds, is asked to end. A client asks 1,000 times a second; a witness
 asks who has the address each 5 ms and notes when two hosts answer.
@@ -317,18 +320,19 @@ def _page(text: str, each: str) -> str:
 def _second_page(text: str, rounds: int) -> str:
     return (
         f"{_SECOND}\n"
-        "Written by `make bench ONLY=vmac`. Three hosts as above, without a control plane, adverts each\n"
-        f"100 ms, {rounds} times each fault. An ordinary client asks 1,000 times a second; a deaf one, which heeds\n"
-        f"no announcement (`drop_gratuitous_arp`), asks 200 times. The switch forgets a MAC after "
-        f"{virtual_macs.AGEING_SECONDS:.0f} s.\n"
-        "Before each fault everybody's ARP cache is emptied, so that every new owner meets the clients for the\n"
-        f"first time; all look on for {virtual_macs.WATCH_SECONDS} s after the fault, and longer gaps are cut off there. "
-        "A recorder\n"
-        "in the switch has a copy of every frame that the hosts send in the name of the address or from its\n"
-        "MAC. `use_vmac` is keepalived's in its own way, with what it sets by itself; then with the sysctls\n"
-        "that its note on `use_vmac` recommends (all.arp_ignore 1, all.arp_announce 1, eth0.arp_filter 1);\n"
-        "then with `vmac_xmit_base`, adverts from the NIC's MAC. A planned stop is SIGTERM; Holdfast hands\n"
-        "over then.\n\n"
+        "Written by `make bench` (this part alone: `make bench ONLY=vmac`). Three hosts as above, without\n"
+        f"a control plane; adverts each 100 ms; {rounds} times each fault. An ordinary client asks 1,000\n"
+        "times a second, a deaf one, which heeds no announcement (`drop_gratuitous_arp`), 200 times. The switch\n"
+        f"forgets a MAC after {virtual_macs.AGEING_SECONDS:.0f} s. Before each fault everybody's ARP cache is"
+        " emptied, so that\n"
+        "every new owner meets the clients for the first time. All look on for"
+        f" {virtual_macs.WATCH_SECONDS:.0f} s after the fault, and\n"
+        "longer gaps are cut off there. A recorder in the switch gets a copy of every frame that the hosts\n"
+        "send in the name of the address or from its MAC.\n\n"
+        "`use_vmac` is keepalived's in its own way, with the sysctls that it sets by itself; then with\n"
+        "those that its note on `use_vmac` recommends too (all.arp_ignore 1, all.arp_announce 1,\n"
+        "eth0.arp_filter 1); then with `vmac_xmit_base`, which sends adverts from the NIC's MAC. A planned\n"
+        "stop is SIGTERM, on which Holdfast hands over.\n\n"
         f"{text}"
     )
 

@@ -49,8 +49,8 @@ class Figure:
 class Move:
     """What one fault did to an address with a MAC of its own. Frames are counted from the takeover on.
 
-    ``wrong``: in the address's name, from another MAC or naming one. ``old_owner``: with the virtual MAC, from
-    the old owner's port. ``flooded``: unicast, to a port that nobody spoke from, since the fault.
+    ``wrong``: in the address's name, from another MAC or naming one. ``old_owner``: with the virtual MAC,
+    from the old owner's port. ``flooded``: unicast, to a port that nobody spoke from, since the fault.
     ``ended_wrong``, ``ever_wrong``: of two clients' caches, at the end, and at any time.
     """
 
@@ -196,13 +196,14 @@ def moves_notes(figures: Sequence[Moves]) -> str:
     """How to read the table."""
     late_ms = max((m.late_ms for f in figures for some in f.moves.values() for m in some), default=0.0)
     return (
-        "Gap: the longest time without an answer, of the ordinary client and of the deaf one, median / worst;\n"
-        "lost: the ordinary client's probes. The others are frames after the takeover, median / worst. Wrong\n"
-        "MAC: the address is the sender (IPv4 source, ARP sender), the Ethernet source or the MAC that ARP\n"
-        "names is not the virtual one. Old owner: frames with the virtual MAC from the old owner's port.\n"
-        "Flooded: unicast frames on a port from which nobody ever spoke, from the fault on. Wrong caches: of\n"
-        "the two clients' in all rounds, how many had another MAC than the virtual one at the end, and how\n"
-        "many at any time (NodeMAC: another than the new owner's, at the end). The clients were late by at\n"
+        "Gap: the longest time without an answer, of the ordinary client and of the deaf one, median /\n"
+        "worst; lost: the ordinary client's probes. The others are frames after the takeover, median /\n"
+        "worst. Wrong MAC: the address is the sender (IPv4 source, ARP sender), but the Ethernet source,\n"
+        "or the MAC that ARP names, is not the virtual one. Old owner: frames with the virtual MAC from\n"
+        "the old owner's port. Flooded: unicast frames on a port from which nobody ever spoke, from the\n"
+        "fault on, those of the deaf client to a MAC that is gone among them. Wrong caches: of the two\n"
+        "clients' in all rounds, how many had another MAC than the virtual one at the end, and how many at\n"
+        "any time (NodeMAC: another than the new owner's, at the end). The clients were late by at\n"
         f"most {late_ms:.1f} ms.\n"
     )
 

@@ -24,7 +24,7 @@ from tests.rig.run import RigError, Run, command
 from tests.rig.wire import Seen, Wire, count
 
 AGEING_SECONDS: Final = 2.0
-WATCH_SECONDS: Final = 4.5  # from the fault on: long enough for a switch to forget
+WATCH_SECONDS: Final = 4.0  # from the fault on: long enough for a switch to forget
 FAULTS: Final = (CRASH, STOP)
 START_SECONDS: Final = 12.0  # of the hosts, and of a contestant with the first of its rounds
 AROUND_SECONDS: Final = 2.5  # a fault: start of the onlookers, the moment, their accounts, the boot
@@ -262,4 +262,7 @@ def run(
         arena = Field(made)
         for contestant in taking_part:
             say(f"{contestant.label}:")
-            results.append(measure(arena, contestant, faults, rounds, seed, say))
+            try:
+                results.append(measure(arena, contestant, faults, rounds, seed, say))
+            except AssertionError as error:  # a fleet is a test's, and speaks like one
+                raise RigError(f"{contestant.label}: {error}") from error

@@ -167,7 +167,7 @@ class Wire:
             raise RigError(f"the recorder gave no account:\n{self._process.tail()}") from None
         if told["missed"]:
             raise RigError(f"the recorder missed {told['missed']} frames")
-        self._all = tuple(Seen(*each[:-1], times=tuple(each[-1])) for each in told["seen"])
+        self._all = tuple(Seen(**(each | {"times": tuple(each["times"])})) for each in told["seen"])
 
     def seen(self, *, since: float = 0.0, until: float = float("inf")) -> list[Seen]:
         """All that came from the ports in that time (monotonic)."""
@@ -249,7 +249,8 @@ class Recorder:
             if stdin in readable and not os.read(stdin, 1):
                 sources.remove(stdin)
                 end = time.monotonic() + _DRAIN_SECONDS
-        seen = [[*key, list(times)] for key, times in self._seen.items()]
+        names = [name for name in Seen.__slots__ if name != "times"]
+        seen = [dict(zip(names, k, strict=True), times=list(times)) for k, times in self._seen.items()]
         missed = sum(_missed(sock) for sock in self._ports)
         print(json.dumps({"seen": seen, "missed": missed}), flush=True)
 
