@@ -277,9 +277,8 @@ def put(docs: Path, first: str | None, second: str | None) -> None:
     """Writes benchmark.md; a part that is None stays as it was."""
     path = docs / "benchmark.md"
     old_first, heading, old_second = (path.read_text() if path.exists() else "").partition(_SECOND)
-    first = old_first if first is None else f"{first}\n"
-    second = heading + old_second if second is None else second
-    path.write_text((first + second).rstrip("\n") + "\n")
+    parts = (old_first if first is None else first, heading + old_second if second is None else second)
+    path.write_text("\n\n".join(part.strip("\n") for part in parts if part) + "\n")
 
 
 def _minutes(taking_part: Sequence[Contestant], programme: Programme) -> float:
