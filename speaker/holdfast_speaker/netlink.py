@@ -13,13 +13,15 @@ import os
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Final
 
 from holdfast_speaker import bpf
 
 RTM_NEWLINK: Final = 16
+RTM_DELLINK: Final = 17
 RTM_GETLINK: Final = 18
+RTM_SETLINK: Final = 19
 RTM_NEWADDR: Final = 20
 RTM_DELADDR: Final = 21
 RTM_GETADDR: Final = 22
@@ -30,6 +32,8 @@ RTM_GETNEIGH: Final = 30
 NLM_F_REQUEST: Final = 0x1
 NLM_F_ACK: Final = 0x4
 NLM_F_DUMP: Final = 0x300
+NLM_F_EXCL: Final = 0x200
+NLM_F_CREATE: Final = 0x400
 NLM_F_DUMP_INTR: Final = 0x10
 _NLMSG_ERROR: Final = 2
 _NLMSG_DONE: Final = 3
@@ -192,8 +196,8 @@ def dump_now(kind: int, body: bytes) -> list[bytes]:
     return bodies
 
 
-def await_local(index: int, addresses: Sequence[bytes], at_most_s: float = _LOCAL_SECONDS) -> bool:
-    """Wait until what comes in on the NIC for these IPv6 addresses is delivered here; False: not in time.
+def await_local(wanted: Iterable[tuple[int, bytes]], at_most_s: float = _LOCAL_SECONDS) -> bool:
+    """Wait until what comes in on these NICs for these IPv6 addresses is delivered here; False: not in time.
 
     Linux acknowledges a new address before it receives for it: a kernel thread makes its route, 0 to 10 ms
     later on a busy machine. Who is told of the address earlier loses packets. So it blocks.
@@ -201,7 +205,7 @@ def await_local(index: int, addresses: Sequence[bytes], at_most_s: float = _LOCA
     until = time.monotonic() + at_most_s
     with contextlib.closing(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)) as sock:
         sock.settimeout(at_most_s)
-        for address in addresses:
+        for index, address in wanted:
             body = bytes((socket.AF_INET6, 128, *bytes(10)))  # rtmsg
             body += attribute(_RTA_DST, address) + attribute(_RTA_IIF, struct.pack("=i", index))
             query = request(RTM_GETROUTE, 0, body)

@@ -6,15 +6,17 @@ Layouts: linux/if_link.h, linux/if_addr.h, linux/rtnetlink.h, linux/neighbour.h.
 
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv6Address
-from typing import Final
+from typing import Final, TypeVar
 
 from holdfast_api.types import Interface
 from holdfast_speaker.events import Link
 from holdfast_speaker.netlink import attributes
 from holdfast_speaker.ports import Neighbour, Surroundings
+from holdfast_speaker.virtual_mac import ALIAS, device
 
 MAX_LINKS: Final = 64
 MAX_ADDRESSES: Final = 64  # of its own, told of one NIC
@@ -27,6 +29,10 @@ _IFF_NOARP: Final = 0x80
 _IFF_LOWER_UP: Final = 0x10000
 _NOT_A_SEGMENT: Final = frozenset({"dummy", "vrf", "ifb", "nlmon"})
 
+# Indexes of what IFLA_INET_CONF lists, one int each, from 1 (linux/ip.h: IPV4_DEVCONF_*).
+RP_FILTER: Final = 8
+ARP_IGNORE: Final = 19
+
 _IFA_F_TEMPORARY: Final = 0x01  # of IPv6: privacy addresses, new ones every day
 _IFA_F_DADFAILED: Final = 0x08
 _IFA_F_TENTATIVE: Final = 0x40
@@ -37,6 +43,8 @@ _NUD_USABLE: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80  # REACHABLE STALE DELAY P
 _NTF_ROUTER: Final = 0x80
 
 _INT: Final = struct.Struct("=i")
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,21 @@ class KernelLink:
     kind: str  # "" for hardware
     port: bool  # of a bridge or bond: not a place of its own
     forwarding: bool  # IPv6
+    parent: int = 0  # the NIC it sits on; 0 for none, or one in another network namespace
+    alias: str = ""
+    arp_ignore: int = 0
+    rp_filter: int = 0
+    addr_gen_mode: int | None = None  # None: no IPv6 on it
+
+    @property
+    def up(self) -> bool:
+        return bool(self.flags & _IFF_UP)
+
+    @property
+    def is_ours(self) -> bool:
+        """A virtual MAC's macvlan. Its name and MAC count too: it has no alias in its first microseconds."""
+        named = not self.alias and self.name == device(self.mac)
+        return self.kind == "macvlan" and (self.alias == ALIAS or named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,34 +96,56 @@ def read_link(body: bytes) -> KernelLink | None:
     _, kind_of_hardware, index, flags = struct.unpack_from("=BxHiI", body)
     if kind_of_hardware != _ARPHRD_ETHER:
         return None
-    name = mac = kind = slave_kind = ""
-    mtu, master, forwarding = 1500, False, False
-    for kind_of, value in attributes(body, 16, len(body)):
-        if kind_of == 3:  # IFLA_IFNAME
-            name = value.rstrip(b"\0").decode(errors="replace")
-        elif kind_of == 1 and len(value) == 6:  # IFLA_ADDRESS
-            mac = value.hex(":")
-        elif kind_of == 4:  # IFLA_MTU
-            mtu = _INT.unpack(value)[0]
-        elif kind_of == 10:  # IFLA_MASTER
-            master = True
-        elif kind_of == 18:  # IFLA_LINKINFO
-            info = dict(attributes(value, 0, len(value)))
-            kind = info.get(1, b"").rstrip(b"\0").decode(errors="replace")  # IFLA_INFO_KIND
-            slave_kind = info.get(4, b"").rstrip(b"\0").decode(errors="replace")  # IFLA_INFO_SLAVE_KIND
-        elif kind_of == 26:  # IFLA_AF_SPEC
-            forwarding = _forwards(value)
-    if not mac:
+    found = dict(attributes(body, 16, len(body)))
+    mac = found.get(1, b"")  # IFLA_ADDRESS
+    if len(mac) != 6:
         return None
-    port = master and slave_kind != "vrf"  # a NIC in a VRF is still the NIC of its segment
-    return KernelLink(index, name, mac, flags, mtu, kind, port, forwarding)
+    info = dict(_inside(found.get(18, b"")))  # IFLA_LINKINFO
+    kind, slave_kind = _name(info.get(1, b"")), _name(info.get(4, b""))  # IFLA_INFO_KIND, _SLAVE_KIND
+    families = dict(_inside(found.get(26, b"")))  # IFLA_AF_SPEC
+    inet = _ints(dict(_inside(families.get(socket.AF_INET, b""))).get(1, b""))  # IFLA_INET_CONF
+    inet6 = dict(_inside(families.get(socket.AF_INET6, b"")))
+    inet6_conf = _ints(inet6.get(2, b"")[:4])  # IFLA_INET6_CONF: DEVCONF_FORWARDING comes first
+    mode = inet6.get(8)  # IFLA_INET6_ADDR_GEN_MODE
+    foreign = 37 in found  # IFLA_LINK_NETNSID
+    return KernelLink(
+        index=index,
+        name=_name(found.get(3, b"")),  # IFLA_IFNAME
+        mac=mac.hex(":"),
+        flags=flags,
+        mtu=_INT.unpack(found[4])[0] if 4 in found else 1500,  # IFLA_MTU
+        kind=kind,
+        port=10 in found and slave_kind != "vrf",  # IFLA_MASTER; in a VRF it is still its segment's NIC
+        forwarding=bool(inet6_conf) and inet6_conf[0] > 0,
+        parent=_INT.unpack(found[5])[0] if 5 in found and not foreign else 0,  # IFLA_LINK
+        alias=_name(found.get(20, b"")),  # IFLA_IFALIAS
+        arp_ignore=inet[ARP_IGNORE - 1] if len(inet) >= ARP_IGNORE else 0,
+        rp_filter=inet[RP_FILTER - 1] if len(inet) >= RP_FILTER else 0,
+        addr_gen_mode=mode[0] if mode else None,
+    )
 
 
-def _forwards(specific: bytes) -> bool:
-    families = dict(attributes(specific, 0, len(specific)))
-    inet6 = families.get(socket.AF_INET6, b"")
-    settings = dict(attributes(inet6, 0, len(inet6))).get(2, b"")  # IFLA_INET6_CONF
-    return len(settings) >= 4 and _INT.unpack_from(settings)[0] > 0  # DEVCONF_FORWARDING comes first
+def read_all(reader: Callable[[bytes], _T | None], bodies: Iterable[bytes]) -> list[_T]:
+    """What the reader makes of them; a message it cannot read, from a future kernel, is left out."""
+    found: list[_T] = []
+    for body in bodies:
+        with suppress(struct.error, IndexError):
+            value = reader(body)
+            if value is not None:
+                found.append(value)
+    return found
+
+
+def _inside(nested: bytes) -> Iterator[tuple[int, bytes]]:
+    return attributes(nested, 0, len(nested))
+
+
+def _name(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="replace")
+
+
+def _ints(values: bytes) -> tuple[int, ...]:
+    return struct.unpack_from(f"={len(values) // 4}i", values)
 
 
 def read_address(body: bytes) -> KernelAddress | None:
@@ -136,8 +181,8 @@ def _has_subnet(addresses: Iterable[KernelAddress]) -> bool:
 def links_seen(links: Iterable[KernelLink], own: Iterable[KernelAddress]) -> tuple[Link, ...]:
     """The NICs that may carry a virtual IP, by index; ``own`` are the host's addresses without ours.
 
-    Left out: loopback, ports, what resolves no addresses, and the host's ends of pods' cables. Of
-    more than MAX_LINKS those with a subnet stay.
+    Left out: loopback, ports, what resolves no addresses, virtual MACs' macvlans, and the host's ends of
+    pods' cables. Of more than MAX_LINKS those with a subnet stay.
     """
     on: dict[int, list[KernelAddress]] = {}
     for address in own:
@@ -147,6 +192,7 @@ def links_seen(links: Iterable[KernelLink], own: Iterable[KernelAddress]) -> tup
         link
         for link in links
         if not link.port
+        and not link.is_ours
         and not link.flags & (_IFF_LOOPBACK | _IFF_NOARP)
         and link.kind not in _NOT_A_SEGMENT
         and (link.kind != "veth" or _has_subnet(on.get(link.index, ())))
@@ -157,14 +203,13 @@ def links_seen(links: Iterable[KernelLink], own: Iterable[KernelAddress]) -> tup
 
 
 def _link(link: KernelLink, addresses: Sequence[KernelAddress]) -> Link:
-    up = bool(link.flags & _IFF_UP)
     interface = Interface(
         name=link.name,
         mac=link.mac,
         addresses=tuple(f"{a.address}/{a.prefix}" for a in addresses[:MAX_ADDRESSES]),
-        carrier=up and bool(link.flags & _IFF_LOWER_UP),
+        carrier=link.up and bool(link.flags & _IFF_LOWER_UP),
     )
-    return Link(link.index, interface, link.mtu, up)
+    return Link(link.index, interface, link.mtu, link.up)
 
 
 # --- who is around --------------------------------------------------------------------------------
