@@ -11,30 +11,52 @@
     q<VRID>  asked on another NIC while guarded, or quiet: drop; else as g<VRID>
     a<VRID>  alive: begin lease and guard anew, accept; not alive: drop (late advert of a stalled speaker)
     o<VRID>  do what it says (``fence_orders``), drop
-    in, out  by protocol to ip-in and so on, which look into the maps; every packet of the host passes here,
-             so what is rare (VLAN tags) is looked at behind the maps. in<ifindex>, out<ifindex>: each NIC
+    in, out  virtual MACs (``fence_macs``), then by protocol to ip-in and so on, which look into the maps;
+             every packet of the host passes here, so what is rare (VLAN tags) is looked at behind the maps.
+             in<ifindex>, out<ifindex>: each NIC
 
 A frame of a VLAN is left to the VLAN's own NIC. Virtual router 0 is the place of orphans: always guarded,
 never alive.
 """
 
-import socket
-import struct
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from holdfast_speaker import fence_orders
+from holdfast_speaker import fence_macs, fence_orders
 from holdfast_speaker import nftables as nft
+from holdfast_speaker.fence_words import (
+    ADDRESSES,
+    ADVERTISEMENT,
+    ALIVE,
+    ARP,
+    ARP_SENDER,
+    ARP_TARGET,
+    GUARDED,
+    IPV4,
+    IPV6,
+    ORPHANS,
+    QUESTION,
+    QUIET,
+    SOLICITATION,
+    SOURCE4,
+    SOURCE6,
+    TABLE,
+    TAGGED,
+    TARGET6,
+    by_family,
+    icmp,
+    key,
+    marked,
+    nic,
+    protocol,
+    tagged,
+)
 from holdfast_speaker.vrrp.advert import GROUP4, GROUP6, PROTOCOL
 
-TABLE: Final = "holdfast"
-ALIVE, GUARDED, QUIET = "alive", "guarded", "quiet"
-ORPHANS: Final = 0
 GUARD_MS: Final = 60_000
 
 _PRIORITY: Final = -200
 _ROUTERS: Final = 1024  # room for elements that are over but not yet swept away
-_ADDRESSES: Final = 8192
 _MAPS: Final = {
     "adverts": nft.BYTE_KEY,
     "orders": nft.ORDER_KEY,
@@ -43,16 +65,10 @@ _MAPS: Final = {
     "asked4": nft.IPV4_KEY,
     "asked6": nft.TARGET6_KEY,
 }
-_ARP, _IPV4, _IPV6 = b"\x08\x06", b"\x08\x00", b"\x86\xdd"
 _TAGS: Final = (b"\x81\x00", b"\x88\xa8")
 _ICMPV6: Final = 58
-_SOLICITATION, _ADVERTISEMENT = 135, 136
 _VERSION_TYPE: Final = 0x31
 _HOPS: Final = 255
-
-
-def key(virtual_router_id: int) -> bytes:
-    return struct.pack("=I", virtual_router_id)
 
 
 def table(mark: int, order_mark: int) -> nft.Messages:
@@ -65,22 +81,11 @@ def table(mark: int, order_mark: int) -> nft.Messages:
         nft.new_set(TABLE, ALIVE, nft.CONSTANT_KEY, _ROUTERS, nft.SET_TIMEOUT | nft.SET_DYNAMIC),
         nft.new_set(TABLE, GUARDED, nft.CONSTANT_KEY, _ROUTERS, nft.SET_TIMEOUT | nft.SET_DYNAMIC),
         nft.new_set(TABLE, QUIET, nft.CONSTANT_KEY, _ROUTERS, nft.SET_DYNAMIC),
-        *(nft.new_set(TABLE, name, key, _ADDRESSES, nft.SET_MAP) for name, key in _MAPS.items()),
+        *(nft.new_set(TABLE, name, key, ADDRESSES, nft.SET_MAP) for name, key in _MAPS.items()),
+        *fence_macs.sets(),
         *(nft.new_chain(TABLE, chain) for chain in shared),
         *(nft.new_rule(TABLE, chain, *rule) for chain, listed in shared.items() for rule in listed),
     ]
-
-
-def _protocol(number: bytes) -> tuple[bytes, ...]:
-    return nft.meta(nft.PROTOCOL), nft.equal(number)
-
-
-def _icmp(kind: int) -> tuple[bytes, ...]:
-    """Other protocols that begin with this byte are let in: 16 more of theirs would have to be an address.
-
-    No question for ICMPv6: ``nft`` would read what follows as a field of it, which not all can load again.
-    """
-    return nft.payload(nft.TRANSPORT, 0, 1), nft.equal(bytes((kind,)))
 
 
 def _of_a_vlan() -> list[nft.Expressions]:
@@ -100,40 +105,42 @@ def _of_a_vlan() -> list[nft.Expressions]:
 
 def _shared(mark: int, order_mark: int) -> dict[str, list[nft.Expressions]]:
     """The chains that all routers share."""
-    order = (nft.meta(nft.MARK), nft.equal(struct.pack("=I", order_mark)))
+    unmarked = (nft.meta(nft.MARK), nft.unequal(key(mark)))
+    order = (*marked(order_mark), nft.payload(nft.NETWORK, 0, 1), nft.mapped("orders"))
     return {
-        "tagged": _of_a_vlan(),
+        TAGGED: _of_a_vlan(),
+        **fence_macs.questions(),
         **_incoming(),
-        **_outgoing(struct.pack("=I", mark)),
-        "in": _by_protocol("in"),
-        "out": [*_by_protocol("out"), (*order, nft.payload(nft.NETWORK, 0, 1), nft.mapped("orders"))],
+        **_outgoing(mark),
+        "in": [*fence_macs.incoming(), *_by_protocol("in")],
+        "out": [*fence_macs.outgoing(unmarked), *_by_protocol("out"), order],
+        "mac": fence_macs.sheltered(),
     }
 
 
 def _by_protocol(way: str) -> list[nft.Expressions]:
-    chains = ((_IPV4, "ip"), (_IPV6, "ip6"), (_ARP, "arp"))
-    return [(*_protocol(number), nft.goto(f"{name}-{way}")) for number, name in chains]
+    chains = ((IPV4, "ip"), (IPV6, "ip6"), (ARP, "arp"))
+    return [(*protocol(number), nft.goto(f"{name}-{way}")) for number, name in chains]
 
 
 def _incoming() -> dict[str, list[nft.Expressions]]:
-    arp_target = nft.payload(nft.NETWORK, 24, 4)
-    question = (nft.payload(nft.NETWORK, 6, 2), nft.equal(b"\0\1"))
-    target6 = nft.payload(nft.TRANSPORT, 8, 16)
     return {
-        "ip-in": [(*_protocol(_IPV4), nft.payload(nft.NETWORK, 16, 4), nft.mapped("own4"))],
+        "ip-in": [(*protocol(IPV4), nft.payload(nft.NETWORK, 16, 4), nft.mapped("own4"))],
         "ip6-in": [
-            (*_protocol(_IPV6), *_icmp(_SOLICITATION), target6, nft.mapped("asked6")),
-            (*_protocol(_IPV6), nft.payload(nft.NETWORK, 24, 16), nft.mapped("own6")),
+            (*protocol(IPV6), *icmp(SOLICITATION), nft.jump("ask6")),
+            (*protocol(IPV6), *icmp(SOLICITATION), TARGET6, nft.mapped("asked6")),
+            (*protocol(IPV6), nft.payload(nft.NETWORK, 24, 16), nft.mapped("own6")),
         ],
         "arp-in": [
-            (*_protocol(_ARP), *question, arp_target, nft.mapped("asked4")),
-            (*_protocol(_ARP), arp_target, nft.mapped("own4")),
+            (*protocol(ARP), *QUESTION, nft.jump("ask4")),
+            (*protocol(ARP), *QUESTION, ARP_TARGET, nft.mapped("asked4")),
+            (*protocol(ARP), ARP_TARGET, nft.mapped("own4")),
         ],
     }
 
 
-def _outgoing(mark: bytes) -> dict[str, list[nft.Expressions]]:
-    ours = (nft.meta(nft.MARK), nft.equal(mark))
+def _outgoing(mark: int) -> dict[str, list[nft.Expressions]]:
+    ours = marked(mark)
     router = (
         nft.payload(nft.TRANSPORT, 0, 1),
         nft.equal(bytes((_VERSION_TYPE,))),
@@ -145,58 +152,46 @@ def _outgoing(mark: bytes) -> dict[str, list[nft.Expressions]]:
     vrrp4 = (nft.payload(nft.NETWORK, 8, 2), nft.equal(bytes((_HOPS, PROTOCOL))))
     vrrp6 = (nft.payload(nft.NETWORK, 6, 2), nft.equal(bytes((PROTOCOL, _HOPS))))
     icmpv6 = (nft.payload(nft.NETWORK, 6, 1), nft.equal(bytes((_ICMPV6,))))
-    source6, target6 = nft.payload(nft.NETWORK, 8, 16), nft.payload(nft.TRANSPORT, 8, 16)
     return {
         "ip-out": [
-            (*ours, *_protocol(_IPV4), *vrrp4, *to4, *router),
-            (*_protocol(_IPV4), nft.payload(nft.NETWORK, 12, 4), nft.mapped("own4")),
+            (*ours, *protocol(IPV4), *vrrp4, *to4, *router),
+            (*protocol(IPV4), SOURCE4, nft.mapped("own4")),
         ],
         "ip6-out": [
-            (*ours, *_protocol(_IPV6), *vrrp6, *to6, *router),
-            (*icmpv6, *_icmp(_SOLICITATION), source6, nft.mapped("asked6")),
-            (*_protocol(_IPV6), *_icmp(_ADVERTISEMENT), target6, nft.mapped("asked6")),
-            (*_protocol(_IPV6), source6, nft.mapped("own6")),
+            (*ours, *protocol(IPV6), *vrrp6, *to6, *router),
+            (*icmpv6, *icmp(SOLICITATION), SOURCE6, nft.mapped("asked6")),
+            (*protocol(IPV6), *icmp(ADVERTISEMENT), TARGET6, nft.mapped("asked6")),
+            (*protocol(IPV6), SOURCE6, nft.mapped("own6")),
         ],
-        "arp-out": [(*_protocol(_ARP), nft.payload(nft.NETWORK, 14, 4), nft.mapped("asked4"))],
+        "arp-out": [(*protocol(ARP), ARP_SENDER, nft.mapped("asked4"))],
     }
 
 
 # --- one virtual router ------------------------------------------------------------------------------
 
 
-def router(virtual_router_id: int, index: int, lease_ms: int) -> nft.Messages:
-    """Its chains, without addresses. Orphans send no adverts and obey no orders."""
-    held, asked, adverts, orders = chains(virtual_router_id)
-    number = nft.constant(virtual_router_id)
-    messages = [
-        nft.new_chain(TABLE, held),
-        nft.new_chain(TABLE, asked),
-        _tagged(held),
-        nft.new_rule(TABLE, held, number, nft.within(ALIVE), nft.accept()),
-        nft.new_rule(TABLE, held, number, nft.within(GUARDED), nft.drop()),
-        *_questions(virtual_router_id, index),
-    ]
+def router(virtual_router_id: int, index: int, lease_ms: int, own: str | None) -> nft.Messages:
+    """Its chains, without addresses. Orphans send no adverts and obey no orders. ``own``: the NIC's IPv4."""
+    messages = [nft.new_chain(TABLE, chain) for chain in chains(virtual_router_id)]
+    messages += _filled(virtual_router_id, index, lease_ms, own)
     if virtual_router_id != ORPHANS:
-        messages += [nft.new_chain(TABLE, adverts), *_adverts(virtual_router_id, index, lease_ms)]
-        messages += [nft.new_chain(TABLE, orders), *_orders(virtual_router_id, lease_ms)]
+        _, _, adverts, orders = _letters(virtual_router_id, "gqao")
         messages += nft.add_elements(TABLE, "adverts", [_by_number(virtual_router_id, adverts)])
         messages += nft.add_elements(TABLE, "orders", [_by_number(virtual_router_id, orders)])
     return messages
 
 
-def reroute(virtual_router_id: int, index: int, lease_ms: int) -> nft.Messages:
+def reroute(virtual_router_id: int, index: int, lease_ms: int, own: str | None) -> nft.Messages:
     """Another home or another lease; the one that runs goes on."""
     return [
-        *(nft.empty_chain(TABLE, chain) for chain in chains(virtual_router_id)[1:]),
-        *_questions(virtual_router_id, index),
-        *_adverts(virtual_router_id, index, lease_ms),
-        *_orders(virtual_router_id, lease_ms),
+        *(nft.empty_chain(TABLE, chain) for chain in chains(virtual_router_id)),
+        *_filled(virtual_router_id, index, lease_ms, own),
     ]
 
 
-def remove(virtual_router_id: int, addresses: Iterable[str]) -> nft.Messages:
+def remove(virtual_router_id: int) -> nft.Messages:
+    """Nothing of it is left; it has no addresses any more."""
     return [
-        *disown(addresses),
         *nft.delete_elements(TABLE, "adverts", [_by_number(virtual_router_id)]),
         *nft.delete_elements(TABLE, "orders", [_by_number(virtual_router_id)]),
         *forget(virtual_router_id, ALIVE, GUARDED, QUIET),
@@ -205,20 +200,36 @@ def remove(virtual_router_id: int, addresses: Iterable[str]) -> nft.Messages:
 
 
 def chains(virtual_router_id: int) -> tuple[str, ...]:
-    """An earlier one may be gone to from a later one. Orphans have the first two."""
-    return tuple(f"{letter}{virtual_router_id}" for letter in "gqao")
+    """An earlier one may be gone to from a later one."""
+    letters = "gq" if virtual_router_id == ORPHANS else "gqao"
+    return *_letters(virtual_router_id, letters), *fence_macs.chains(virtual_router_id)
 
 
-def _tagged(chain: str) -> bytes:
-    return nft.new_rule(TABLE, chain, nft.jump("tagged"))
+def _letters(virtual_router_id: int, letters: str) -> list[str]:
+    return [f"{letter}{virtual_router_id}" for letter in letters]
+
+
+def _filled(virtual_router_id: int, index: int, lease_ms: int, own: str | None) -> nft.Messages:
+    held, number = f"g{virtual_router_id}", nft.constant(virtual_router_id)
+    messages = [
+        tagged(held),
+        nft.new_rule(TABLE, held, number, nft.within(ALIVE), nft.accept()),
+        nft.new_rule(TABLE, held, number, nft.within(GUARDED), nft.drop()),
+        *_questions(virtual_router_id, index),
+        *fence_macs.router(virtual_router_id, index, own),
+    ]
+    if virtual_router_id != ORPHANS:
+        messages += _adverts(virtual_router_id, index, lease_ms)
+        messages += _orders(virtual_router_id, lease_ms)
+    return messages
 
 
 def _questions(virtual_router_id: int, index: int) -> nft.Messages:
-    held, asked, *_ = chains(virtual_router_id)
-    number, home = nft.constant(virtual_router_id), nft.unequal(struct.pack("=I", index))
-    elsewhere = (nft.meta(nft.IN_NIC), home, nft.unequal(bytes(4)))  # 0: it is on its way out
+    held, asked = _letters(virtual_router_id, "gq")
+    number, home = nft.constant(virtual_router_id), nft.unequal(nic(index))
+    elsewhere = (nft.meta(nft.IN_NIC), home, nft.unequal(nic(0)))  # 0: it is on its way out
     return [
-        _tagged(asked),
+        tagged(asked),
         nft.new_rule(TABLE, asked, *elsewhere, number, nft.within(GUARDED), nft.drop()),
         nft.new_rule(TABLE, asked, number, nft.within(QUIET), nft.drop()),
         nft.new_rule(TABLE, asked, nft.goto(held)),
@@ -227,12 +238,12 @@ def _questions(virtual_router_id: int, index: int) -> nft.Messages:
 
 def _adverts(virtual_router_id: int, index: int, lease_ms: int) -> nft.Messages:
     """On another NIC it only passes: below a bridge it is the same advert again."""
-    adverts = chains(virtual_router_id)[2]
+    adverts = f"a{virtual_router_id}"
     alive = (nft.constant(virtual_router_id), nft.within(ALIVE))
-    home = (nft.meta(nft.OUT_NIC), nft.equal(struct.pack("=I", index)))
+    home = (nft.meta(nft.OUT_NIC), nft.equal(nic(index)))
     begun = (nft.rearmed(ALIVE, lease_ms), nft.rearmed(GUARDED, GUARD_MS))
     return [
-        _tagged(adverts),
+        tagged(adverts),
         nft.new_rule(TABLE, adverts, *home, *alive, *begun, nft.accept()),
         nft.new_rule(TABLE, adverts, *alive, nft.accept()),
         nft.new_rule(TABLE, adverts, nft.drop()),
@@ -240,7 +251,7 @@ def _adverts(virtual_router_id: int, index: int, lease_ms: int) -> nft.Messages:
 
 
 def _orders(virtual_router_id: int, lease_ms: int) -> nft.Messages:
-    orders = chains(virtual_router_id)[3]
+    orders = f"o{virtual_router_id}"
     number = nft.constant(virtual_router_id)
     lease = nft.rearmed(ALIVE, lease_ms)
 
@@ -264,9 +275,9 @@ def _by_number(virtual_router_id: int, goto: str = "") -> bytes:
 
 
 def own(virtual_router_id: int, addresses: Iterable[str]) -> nft.Messages:
-    held, asked, *_ = chains(virtual_router_id)
+    held, asked = _letters(virtual_router_id, "gq")
     messages: nft.Messages = []
-    for family, keys in _packed(addresses):
+    for family, keys in by_family(addresses):
         messages += nft.add_elements(TABLE, f"own{family}", nft.elements(keys, goto=held))
         messages += nft.add_elements(TABLE, f"asked{family}", nft.elements(keys, goto=asked))
     return messages
@@ -274,21 +285,11 @@ def own(virtual_router_id: int, addresses: Iterable[str]) -> nft.Messages:
 
 def disown(addresses: Iterable[str]) -> nft.Messages:
     messages: nft.Messages = []
-    for family, keys in _packed(addresses):
+    for family, keys in by_family(addresses):
         elements = nft.elements(keys)
         messages += nft.delete_elements(TABLE, f"own{family}", elements)
         messages += nft.delete_elements(TABLE, f"asked{family}", elements)
     return messages
-
-
-def _packed(addresses: Iterable[str]) -> list[tuple[int, list[bytes]]]:
-    four, six = [], []
-    for address in addresses:
-        if ":" in address:
-            six.append(socket.inet_pton(socket.AF_INET6, address))
-        else:
-            four.append(socket.inet_pton(socket.AF_INET, address))
-    return [(4, four), (6, six)]
 
 
 def begin(virtual_router_id: int, name: str, timeout_ms: int = 0) -> nft.Messages:
@@ -322,30 +323,37 @@ def prolong(virtual_router_id: int, lease_ms: int) -> nft.Messages:
 # --- NICs --------------------------------------------------------------------------------------------
 
 
-def bases(index: int) -> tuple[str, str]:
+def bases(index: int) -> tuple[str, ...]:
+    """The chains on a NIC that is covered."""
     return f"in{index}", f"out{index}"
 
 
-def cover(index: int, device: str) -> nft.Messages:
-    incoming, outgoing = bases(index)
-    return [
-        nft.new_base_chain(TABLE, incoming, nft.INGRESS, _PRIORITY, device),
-        nft.new_base_chain(TABLE, outgoing, nft.EGRESS, _PRIORITY, device),
-        nft.new_rule(TABLE, incoming, nft.goto("in")),
-        nft.new_rule(TABLE, outgoing, nft.goto("out")),
-    ]
+def shelter(index: int) -> tuple[str, ...]:
+    """The chain on a virtual MAC's macvlan."""
+    return (f"mac{index}",)
+
+
+def hook(chains: Iterable[str], device: str) -> nft.Messages:
+    """These chains, on a NIC; each goes to the shared one that it is named after."""
+    messages: nft.Messages = []
+    for chain in chains:
+        shared = chain.rstrip("0123456789")
+        side = nft.EGRESS if shared == "out" else nft.INGRESS
+        messages.append(nft.new_base_chain(TABLE, chain, side, _PRIORITY, device))
+        messages.append(nft.new_rule(TABLE, chain, nft.goto(shared)))
+    return messages
 
 
 def all_chains(routers: Iterable[int]) -> Iterator[str]:
     """Those that are there whatever the NICs are."""
     yield from _shared(0, 0)
     for virtual_router_id in routers:
-        yield from chains(virtual_router_id)[: 2 if virtual_router_id == ORPHANS else 4]
+        yield from chains(virtual_router_id)
 
 
 def count_rules(routers: int, *, orphans: bool) -> int:
     """How many rules there are when nobody interfered, without the one in each NIC's chain."""
-    return sum(map(len, _shared(0, 0).values())) + 15 * routers + 7 * orphans
+    return sum(map(len, _shared(0, 0).values())) + 29 * routers + 21 * orphans
 
 
 def trial() -> nft.Messages:

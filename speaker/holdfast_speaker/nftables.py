@@ -1,54 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nf_tables over netlink, by hand: messages of the netdev family and transactions of them.
+"""nf_tables in the words of netlink, by hand: messages of the netdev family (``nftables_socket`` says them).
 
-Not libnftables: it reads the chains and sets of the whole host (a kube-proxy's too) before each command,
-and aborts the process on what it does not understand. Layouts: linux/netfilter/nf_tables.h and
-linux/netfilter/nfnetlink.h. Numbers are big-endian there, keys are as the packet or the CPU has them.
+Layouts: linux/netfilter/nf_tables.h and linux/netfilter/nfnetlink.h. Numbers are big-endian there, keys and
+values are as the packet or the CPU has them.
 """
 
-import errno
-import logging
-import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from holdfast_speaker import netlink
-from holdfast_speaker.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, attribute, attributes
-
-log = logging.getLogger(__name__)
+from holdfast_speaker.netlink import NLM_F_DUMP, attribute
 
 Messages = list[bytes]
 Expressions = Sequence[bytes]
 
-_NETLINK_NETFILTER: Final = 12
-_SUBSYSTEM: Final = 10
+SUBSYSTEM: Final = 10
 _NFPROTO_NETDEV: Final = 5
-_BATCH_BEGIN, _BATCH_END = 16, 17
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN, _DELCHAIN, _NEWRULE, _GETRULE, _DELRULE = 0, 2, 3, 4, 5, 6, 7, 8
 _NEWSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = 9, 12, 13, 14, 16
 _CREATE, _APPEND = 0x400, 0x800
-_NESTED, _MULTI = 0x8000, 0x2
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_SOL_NETLINK: Final = 270
-_NETLINK_CAP_ACK: Final = 10
-_SO_SNDBUFFORCE: Final = 32
-_BUFFER: Final = 8 << 20  # one transaction is one datagram; 255 routers and 8,192 addresses are 3 MiB
-_READ: Final = 1 << 16
+_NESTED: Final = 0x8000
 _KEY_AT: Final = 12  # in an element, behind three headers
 _ELEMENTS: Final = 400  # in one message: an attribute ends at 64 KiB
-_ANSWER_SECONDS: Final = 2
-_DUMPS: Final = 3
-_HIGHEST: Final = 1 << 30  # sequence numbers begin again
 
 INGRESS, EGRESS = 0, 1
 SET_MAP, SET_TIMEOUT, SET_DYNAMIC = 0x08, 0x10, 0x20
 LINK, NETWORK, TRANSPORT = 0, 1, 2  # the headers that payload() counts from
-PROTOCOL, MARK, IN_NIC, OUT_NIC = 1, 3, 4, 5  # what meta() reads
-_VERDICT_TYPE: Final = 0xFFFFFF00
-_DROP, _ACCEPT, _JUMP, _GOTO = 0, 1, -3, -4
-_HEADER: Final = struct.Struct("=IHHII")
+PROTOCOL, MARK, IN_NIC, OUT_NIC, CAST = 1, 3, 4, 5, 19  # what meta() reads
+_DROP, _ACCEPT, _JUMP, _GOTO, _RETURN = 0, 1, -3, -4, -5
+_INVERTED: Final = 1
 
 
 def _u32(kind: int, value: int) -> bytes:
@@ -65,13 +47,13 @@ def _nest(kind: int, *parts: bytes) -> bytes:
 
 def _message(kind: int, flags: int, *parts: bytes) -> bytes:
     head = struct.pack("!BBH", _NFPROTO_NETDEV, 0, 0)
-    return netlink.request(_SUBSYSTEM << 8 | kind, flags, head + b"".join(parts))
+    return netlink.request(SUBSYSTEM << 8 | kind, flags, head + b"".join(parts))
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """``length`` bytes. The rest is only for ``nft``, so that it can load again what it lists
-    (nftables: include/datatype.h, include/expression.h)."""
+    """``length`` bytes: what is looked up, or what a map has for it. The rest is only for ``nft``, so that
+    it can load again what it lists (nftables: include/datatype.h, include/expression.h)."""
 
     length: int
     type: int
@@ -87,14 +69,21 @@ def _about_u32(kind: int, value: int) -> bytes:
     return _about(kind, struct.pack("=I", value))
 
 
-def _typeof(byte_order: int, expression: int, *values: int) -> bytes:
+def _typed(expression: int, *values: int) -> bytes:
     fields = [_about_u32(place, value) for place, value in enumerate(values)]
-    return _about_u32(0, byte_order) + _about(3, _about_u32(0, expression), _about(1, *fields))
+    return _about_u32(0, expression) + _about(1, *fields)
+
+
+def _typeof(byte_order: int, expression: int, *values: int) -> bytes:
+    return _about_u32(0, byte_order) + _about(3, _typed(expression, *values))
+
+
+def _typed_payload(header: int, offset: int, length: int) -> bytes:
+    return _typed(7, 0, 0, header + 1, offset * 8, length * 8)
 
 
 def _payload_key(header: int, offset: int, length: int) -> Key:
-    about = _typeof(2, 7, 0, 0, header + 1, offset * 8, length * 8)
-    return Key(length, 4, about + _about(4, _about_u32(0, 1), _about(1)))
+    return Key(length, 4, _about_u32(0, 2) + _about(3, _typed_payload(header, offset, length)))
 
 
 # --- objects ----------------------------------------------------------------------------------------
@@ -136,8 +125,12 @@ def new_rule(table: str, chain: str, *expressions: bytes) -> bytes:
     return _message(_NEWRULE, _CREATE | _APPEND, _text(1, table), _text(2, chain), _nest(4, *listed))
 
 
-def new_set(table: str, name: str, key: Key, size: int, flags: int = 0) -> bytes:
-    """With SET_MAP its data are verdicts."""
+def new_set(table: str, name: str, key: Key, size: int, flags: int = 0, value: Key | None = None) -> bytes:
+    """With SET_MAP it has a verdict for each key, or such a value."""
+    about = key.about
+    if flags & SET_MAP:
+        value = value or VERDICT
+        about += _about(4, value.about) if about else b""
     parts = [
         _text(1, table),
         _text(2, name),
@@ -146,27 +139,30 @@ def new_set(table: str, name: str, key: Key, size: int, flags: int = 0) -> bytes
         _u32(5, key.length),
         _nest(9, _u32(1, size)),
         _u32(10, 1),
-        attribute(13, key.about),
+        attribute(13, about),
     ]
-    if flags & SET_MAP:
-        parts += [_u32(6, _VERDICT_TYPE), _u32(7, 16)]
+    if value:
+        parts += [_u32(6, value.type), _u32(7, value.length)]
     return _message(_NEWSET, _CREATE, *parts)
 
 
-def element(key: bytes, *, goto: str = "", timeout_ms: int = 0) -> bytes:
+def element(key: bytes, *, goto: str = "", jump: str = "", value: bytes = b"", timeout_ms: int = 0) -> bytes:
+    """In a map with what it has for the key."""
     parts = [_nest(1, attribute(1, key))]
-    if goto:
-        parts.append(_nest(2, _verdict(_GOTO, goto)))
+    if goto or jump:
+        parts.append(_nest(2, _verdict(_GOTO if goto else _JUMP, goto or jump)))
+    if value:
+        parts.append(_nest(2, attribute(1, value)))
     if timeout_ms:
         parts.append(attribute(4, struct.pack("!Q", timeout_ms)))
     return _nest(1, *parts)
 
 
-def elements(keys: Sequence[bytes], *, goto: str = "") -> list[bytes]:
+def elements(keys: Sequence[bytes], *, goto: str = "", jump: str = "") -> list[bytes]:
     """Many of keys of one length; only the key differs between them."""
     if not keys:
         return []
-    first = element(keys[0], goto=goto)
+    first = element(keys[0], goto=goto, jump=jump)
     head, tail = first[:_KEY_AT], first[_KEY_AT + len(keys[0]) :]
     return [head + key + tail for key in keys]
 
@@ -188,6 +184,29 @@ def _elements(kind: int, flags: int, table: str, name: str, elements: Sequence[b
     ]
 
 
+# --- questions ---------------------------------------------------------------------------------------
+
+
+def list_chains(table: str) -> bytes:
+    return _message(_GETCHAIN, NLM_F_DUMP, _text(1, table))
+
+
+def list_rules(table: str) -> bytes:
+    return _message(_GETRULE, NLM_F_DUMP, _text(1, table))
+
+
+def list_elements(table: str, name: str) -> bytes:
+    return _message(_GETSETELEM, NLM_F_DUMP, _text(1, table), _text(2, name))
+
+
+def get_element(table: str, name: str, key: bytes) -> bytes:
+    return _message(_GETSETELEM, 0, _text(1, table), _text(2, name), _nest(3, element(key)))
+
+
+def get_generation() -> bytes:
+    return _message(_GETGEN, 0)
+
+
 # --- expressions: what a rule is made of; all of them use register 1 -----------------------------------
 
 
@@ -197,6 +216,16 @@ def _expression(name: str, *parts: bytes) -> bytes:
 
 def payload(header: int, offset: int, length: int) -> bytes:
     return _expression("payload", _u32(1, 1), _u32(2, header), _u32(3, offset), _u32(4, length))
+
+
+def write(header: int, offset: int, length: int) -> bytes:
+    """What was last found or said stands there from now on. No checksum is set right."""
+    return _expression("payload", _u32(2, header), _u32(3, offset), _u32(4, length), _u32(5, 1))
+
+
+def value(data: bytes) -> bytes:
+    """To be written."""
+    return _expression("immediate", _u32(1, 1), _nest(2, attribute(1, data)))
 
 
 def meta(what: int) -> bytes:
@@ -227,9 +256,18 @@ def within(name: str) -> bytes:
     return _expression("lookup", _text(1, name), _u32(2, 1))
 
 
+def without(name: str) -> bytes:
+    return _expression("lookup", _text(1, name), _u32(2, 1), _u32(5, _INVERTED))
+
+
 def mapped(name: str) -> bytes:
     """The verdict that the map has for it; with none the next rule is looked at."""
     return _expression("lookup", _text(1, name), _u32(2, 1), _u32(3, 0))
+
+
+def found(name: str) -> bytes:
+    """The value that the map has for it, to be written; with none the next rule is looked at."""
+    return _expression("lookup", _text(1, name), _u32(2, 1), _u32(3, 1))
 
 
 def rearmed(name: str, timeout_ms: int = 0) -> bytes:
@@ -259,6 +297,11 @@ def jump(chain: str) -> bytes:
     return _immediate(_JUMP, chain)
 
 
+def come_back() -> bytes:
+    """To where it was jumped from."""
+    return _immediate(_RETURN)
+
+
 def goto(chain: str) -> bytes:
     return _immediate(_GOTO, chain)
 
@@ -269,125 +312,8 @@ ORDER_KEY: Final = _payload_key(NETWORK, 0, 1)
 TARGET6_KEY: Final = _payload_key(TRANSPORT, 8, 16)
 IPV4_KEY: Final = Key(4, 7)
 IPV6_KEY: Final = Key(16, 8)
-
-
-# --- talking to the kernel ---------------------------------------------------------------------------
-
-
-class Nftables:
-    """One socket in the network namespace of the thread that made it. Raises OSError only when made."""
-
-    def __init__(self) -> None:
-        self._sequence = 0
-        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
-        try:
-            self._sock.bind((0, 0))
-            self._sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
-            self._sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)
-            netlink.enlarge(self._sock, _BUFFER)
-            self._sock.settimeout(_ANSWER_SECONDS)
-        except OSError:
-            self._sock.close()
-            raise
-
-    def close(self) -> None:
-        self._sock.close()
-
-    def commit(self, messages: Sequence[bytes]) -> int:
-        """All of it or nothing: 0, or the errno of the first message that was refused."""
-        data = self._numbered((_edge(_BATCH_BEGIN), *messages, _edge(_BATCH_END)), confirmed=len(messages))
-        first = self._sequence - len(messages) - 1
-        last = self._sequence - 1
-        code, place = 0, 0
-        try:
-            self._sock.send(data)
-            for kind, _, sequence, body in self._answers():
-                if kind != _NLMSG_ERROR or not first <= sequence <= last:
-                    continue
-                (refusal,) = struct.unpack_from("=i", body)
-                if refusal and not code:
-                    code, place = -refusal, sequence - first
-                if sequence == last or (refusal and sequence == first):
-                    break
-        except OSError as error:
-            return error.errno or errno.ETIMEDOUT
-        if code:
-            log.debug("message %d of %d: %s", place, len(messages), errno.errorcode.get(code, code))
-        return code
-
-    def chains(self, table: str) -> frozenset[str] | None:
-        """The names of its chains; None when it cannot be known now."""
-        found = self._dump(_message(_GETCHAIN, NLM_F_DUMP, _text(1, table)))
-        if found is None:
-            return None
-        return frozenset(_string(chain[3]) for chain in found if _string(chain[1]) == table)
-
-    def rules(self, table: str) -> int | None:
-        """How many rules it has; None when it cannot be known now."""
-        found = self._dump(_message(_GETRULE, NLM_F_DUMP, _text(1, table)))
-        return None if found is None else sum(_string(rule[1]) == table for rule in found)
-
-    def generation(self) -> int:
-        """Changes with every transaction of anybody on this host. 0: it cannot be known now."""
-        found = self._ask(_message(_GETGEN, 0))
-        return int.from_bytes(found[0].get(1, b"")) if found else 0
-
-    def contains(self, table: str, name: str, key: bytes) -> bool:
-        """Whether the set has it, and its time is not over."""
-        return bool(
-            self._ask(_message(_GETSETELEM, 0, _text(1, table), _text(2, name), _nest(3, element(key))))
-        )
-
-    # --- inside ---------------------------------------------------------------------------------
-
-    def _numbered(self, messages: Sequence[bytes], confirmed: int = -1) -> bytes:
-        """One datagram. The message at ``confirmed`` is answered in any case, the others when refused."""
-        if self._sequence > _HIGHEST:
-            self._sequence = 0
-        parts: list[bytes] = []
-        for place, message in enumerate(messages):
-            self._sequence += 1
-            length, kind, flags, _, _ = _HEADER.unpack_from(message)
-            flags |= NLM_F_ACK if place == confirmed else 0
-            parts += (_HEADER.pack(length, kind, flags, self._sequence, 0), message[16:])
-        return b"".join(parts)
-
-    def _answers(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """Type, flags, sequence number and body of each message that comes. Raises OSError."""
-        while True:
-            yield from netlink.messages(self._sock.recv(_READ))
-
-    def _dump(self, message: bytes) -> list[dict[int, bytes]] | None:
-        """All there is. A host that changes its rules all the time may never hold still: None."""
-        for _ in range(_DUMPS):
-            found = self._ask(message)
-            if found is not None:
-                return found
-        return None
-
-    def _ask(self, message: bytes) -> list[dict[int, bytes]] | None:
-        """The attributes of each object in the answer; None when it is refused or interrupted."""
-        found: list[dict[int, bytes]] = []
-        whole = True
-        try:
-            self._sock.send(self._numbered((message,)))
-            for kind, flags, sequence, body in self._answers():
-                if sequence != self._sequence:
-                    continue
-                whole = whole and not flags & NLM_F_DUMP_INTR
-                if kind in (_NLMSG_ERROR, _NLMSG_DONE):
-                    return found if whole and struct.unpack_from("=i", body)[0] == 0 else None
-                found.append(dict(attributes(body, 4, len(body))))
-                if not flags & _MULTI:
-                    return found
-        except OSError as error:
-            log.debug("nf_tables does not answer: %s", error)
-        return None
-
-
-def _edge(kind: int) -> bytes:
-    return netlink.request(kind, 0, struct.pack("!BBH", 0, 0, _SUBSYSTEM))
-
-
-def _string(value: bytes) -> str:
-    return value.rstrip(b"\0").decode(errors="replace")
+SOURCE4_KEY: Final = Key(4, 7, _typeof(2, 7, 12, 11))  # like IPV4_KEY, for a map with MACs
+SOURCE6_KEY: Final = Key(16, 8, _typeof(2, 7, 13, 8))
+MAC_KEY: Final = _payload_key(LINK, 6, 6)
+MAC_VALUE: Final = Key(6, 4, _typed_payload(LINK, 6, 6))  # as bytes: "ether saddr" asks for the NIC's type
+VERDICT: Final = Key(16, 0xFFFFFF00, _typed(1))

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from holdfast_speaker import fence as door
 from holdfast_speaker import fence_rules as rules
 from holdfast_speaker import nftables as nft
 from holdfast_speaker.fence import KernelFence, jiffy_us
 from holdfast_speaker.fence_orders import new_mark
+from holdfast_speaker.nftables_socket import Nftables
 
 
 class Kernel:
@@ -56,7 +58,7 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel()
-    monkeypatch.setattr(nft, "Nftables", lambda: made)
+    monkeypatch.setattr(door, "Nftables", lambda: made)
     return made
 
 
@@ -156,10 +158,10 @@ def test_without_a_kernel_that_can_all_verbs_do_nothing(kernel: Kernel, code: in
 
 
 def test_without_nf_tables_all_verbs_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_such_socket() -> nft.Nftables:
+    def no_such_socket() -> Nftables:
         raise OSError(errno.EPROTONOSUPPORT, "Protocol not supported")
 
-    monkeypatch.setattr(nft, "Nftables", no_such_socket)
+    monkeypatch.setattr(door, "Nftables", no_such_socket)
     fence = KernelFence()
     assert fence.fault == "the kernel has no nf_tables"
     all_verbs_do_nothing(fence)
