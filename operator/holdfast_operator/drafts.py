@@ -86,7 +86,7 @@ class Draft:
 
 
 def keep_apart(drafts: Iterable[Draft]) -> None:
-    """No virtual MAC in two routers at once: a member of a group that follows it has the NIC's own till then."""
+    """No virtual MAC in two routers at once: who has yet to join his group has the NIC's own until then."""
     homes: dict[str, list[Draft]] = {}
     for draft in drafts:
         for mac in {entry.mac_address for entry in draft.entries.values()}:
@@ -95,12 +95,13 @@ def keep_apart(drafts: Iterable[Draft]) -> None:
     for mac, several in homes.items():
         if len(several) == 1:
             continue
-        running = [d for d in several if any(e.mac_address == mac for e in d.stored.spec.addresses)]
+        running = [d.name for d in several if any(e.mac_address == mac for e in d.stored.spec.addresses)]
         for draft in several:
-            if draft not in (running or several[:1]):
-                for address, entry in draft.entries.items():
-                    if entry.mac_address == mac:
-                        draft.entries[address] = msgspec.structs.replace(entry, mac_address=None)
+            if draft.name in (running or [several[0].name]):
+                continue
+            for address, entry in draft.entries.items():
+                if entry.mac_address == mac:
+                    draft.entries[address] = msgspec.structs.replace(entry, mac_address=None)
 
 
 def _order(address: str) -> tuple[int, int]:

@@ -186,6 +186,8 @@ class Planner:
             try:
                 if await self._cluster.change_status(change):
                     self._unlucky.pop(key, None)
+                    if change.status.mac_fallback_generation != change.before.mac_fallback_generation:
+                        self._dirty.set()  # it is on record, so it may be done
                     self._say((change.stored, news) for news in notices(change.before, change.status))
                 else:
                     self._dirty.set()

@@ -19,6 +19,14 @@ LEASES: Final = "holdfast-speakers"
 POLL_S: Final = 0.03
 RENEW_S: Final = 2.0
 SINCE: Final = "2026-11-22T10:00:00.000000Z"
+UNFENCED: Final = {
+    "type": "Fence",
+    "status": "False",
+    "reason": "FenceUnavailable",
+    "message": "no nftables egress hook",
+    "observedGeneration": 0,
+    "lastTransitionTime": SINCE,
+}
 
 
 def timestamp() -> str:
@@ -37,6 +45,8 @@ class Puppets:
         self.stubborn: set[str] = set()  # they hand nothing over
         self.claimed: dict[str, tuple[str, str]] = {}  # address -> MAC and reason of somebody else's claim
         self.strangers: dict[str, set[int]] = {}  # node -> VRIDs that it hears
+        self.blocked: set[str] = set()  # addresses whose virtual MAC the network does not carry
+        self.unfenced: set[str] = set()  # nodes whose kernel has no fence
         self._obeyed: dict[tuple[str, str], str] = {}  # (node, router) -> the order
         self._reports: dict[str, dict[str, Object]] = {name: {} for name in names}
         self._terms: dict[str, int] = {}
@@ -131,6 +141,8 @@ class Puppets:
         if state == "Active":
             report["lastTransition"] = self._stories[name]
             report["conflicts"] = self._conflicts(held)
+            virtual = {a["address"] for a in spec["addresses"] if "macAddress" in a}
+            report["blocked"] = sorted(self.blocked & virtual & set(held))
         else:
             report["hears"] = active
         mine[name] = report
@@ -182,6 +194,7 @@ class Puppets:
             "interfaces": [nic],
             "routers": reports,
             "heardVirtualRouterIDs": heard,
+            "preflight": [UNFENCED] if node in self.unfenced else [],
         }
         if self._sent.get(node) != status:
             self._api.merge("Speaker", node, {"status": status}, part="/status")

@@ -228,7 +228,12 @@ def test_what_cannot_be_is_refused_with_a_reason_within_a_second(
     wanted = {
         "second": (vip("second", "192.0.2.10"), "Accepted", "AddressInUse", "default/first"),
         "node": (vip("node", "192.0.2.201"), "Accepted", "AddressOfNode", "n1"),
-        "mac": (vip("mac", "192.0.2.11", mode="VirtualMAC"), "Accepted", "ModeNotSupported", "NodeMAC"),
+        "mac": (
+            vip("mac", "192.0.2.11", mode="VirtualMAC", macAddress="02:00:00:00:00:01"),
+            "Accepted",
+            "MACOfNode",
+            "n1",
+        ),
         "pool": (vip("pool", "192.0.2.12", pool="p"), "Accepted", "PoolNotSupported", "spec.pool"),
         "far": (vip("far", "198.51.100.9"), "Scheduled", "NoNodeOnSubnet", "subnet"),
         "nic": (

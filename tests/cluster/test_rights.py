@@ -51,6 +51,10 @@ def speaker_path(node: str, subresource: str | None = None) -> str:
     return path(names.SPEAKERS, node, subresource=subresource)
 
 
+def namespace_path(name: str | None = None) -> str:
+    return path("namespaces", name, group="", version="v1")
+
+
 def our_lease(node: str) -> str:
     return lease_path(names.SPEAKER_LEASE_NAMESPACE, node)
 
@@ -242,6 +246,7 @@ def test_the_operator_may_do_its_work_and_no_more(standing: ControlPlane) -> Non
         "read Speakers": lambda kube: kube.get(path(names.SPEAKERS)),
         "read speakers' Leases": lambda kube: kube.get(lease_path(names.SPEAKER_LEASE_NAMESPACE)),
         "read Nodes": lambda kube: kube.get(node_path()),
+        "read the cluster's UID": lambda kube: kube.get(namespace_path("kube-system")),
         "write VirtualRouters": lambda kube: kube.merge(
             path(names.VIRTUAL_ROUTERS, "vr-9"), {"spec": {"plannerEpoch": 1}}
         ),
@@ -256,6 +261,11 @@ def test_the_operator_may_do_its_work_and_no_more(standing: ControlPlane) -> Non
         ),
         "change Nodes": lambda kube: kube.merge(node_path(OURS), {"metadata": {"labels": {"a": "b"}}}),
         "read Secrets": REFUSED["read Secrets"],
+        "read another namespace": lambda kube: kube.get(namespace_path("default")),
+        "list namespaces": lambda kube: kube.get(namespace_path()),
+        "change the one namespace it reads": lambda kube: kube.merge(
+            namespace_path("kube-system"), {"metadata": {"labels": {"a": "b"}}}
+        ),
     }
 
     assert {what for what, request in allowed.items() if refused(operator, request)} == set()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from holdfast_api.kube import Config, Kube
+from holdfast_api.kube import ApiError, Config, Kube
 from holdfast_api.types import Metadata, VirtualIPStatus, VirtualRouterSpec
 from holdfast_operator.cache import Cache
 from holdfast_operator.changes import ApplyRouter, ApplyStatus, CreateRouter, DeleteRouter, RouterChange
@@ -244,6 +244,33 @@ def test_a_missing_crd_is_named_with_its_remedy() -> None:
         _, door = cluster(server, election(server))
         with pytest.raises(MissingKindError, match=r"speakers\.holdfast\.dev.*kubectl apply -f crds/"):
             await door.list_all()
+
+    story(tell)
+
+
+def test_without_the_right_to_read_the_clusters_uid_the_lists_are_complete_all_the_same() -> None:
+    async def tell(server: Server) -> None:
+        empty = {"metadata": {"resourceVersion": "1"}, "items": []}
+        for kind in ("speakers", "virtualips", "virtualrouters"):
+            server.answers["GET", f"/apis/holdfast.dev/v1alpha1/{kind}"] = reply(empty)
+        server.answers["GET", "/api/v1/nodes"] = reply(empty)
+        server.lease = empty  # the list of the speakers' Leases
+        system = {"metadata": {"uid": "u", "name": "kube-system"}}
+        where = ("GET", "/api/v1/namespaces/kube-system")
+        cache, door = cluster(server, election(server))
+
+        server.answers[where] = no(500, "InternalError")
+        with pytest.raises(ApiError):
+            await door.list_all()
+        server.answers[where] = no(403, "Forbidden")
+        await door.list_all()
+        assert (cache.complete, cache.cluster_uid) == (True, "")
+        server.answers[where] = reply(system)
+        assert await door.list_all(), "who waits for it is planned at once"
+        assert cache.cluster_uid == "u"
+        server.answers[where] = no(403, "Forbidden")
+        assert not await door.list_all()
+        assert cache.cluster_uid == "u", "what was known stays known"
 
     story(tell)
 

@@ -53,7 +53,9 @@ def wanted(draw: st.DrawFn, name: str) -> Vip:
             advert_interval_milliseconds=draw(st.sampled_from([10, 100, 100, 1000])),
             failback=draw(st.sampled_from(FAILBACKS)),
         ),
-        mode=draw(st.sampled_from(["NodeMAC"] * 9 + ["VirtualMAC"])),
+        mode=draw(st.sampled_from(["NodeMAC"] * 3 + ["VirtualMAC"])),
+        mac_address=draw(st.sampled_from([None, None, "VRRP", "02:11:22:33:44:55", "02:11:22:33:44:66"])),
+        mac_fallback=draw(st.sampled_from(["Never", "NodeMAC"])),
     )
 
 
@@ -110,6 +112,9 @@ def check(start: World) -> None:
     held = [e.address for r in made.routers.values() for e in r.spec.addresses if e.state == "Held"]
     vrids = [r.spec.virtual_router_id for r in made.routers.values()]
 
+    macs = {(e.mac_address, n) for n, r in made.routers.items() for e in r.spec.addresses if e.mac_address}
+
+    assert max(Counter(mac for mac, _ in macs).values(), default=0) <= 1, "a MAC is in two routers"
     assert max(Counter(held).values(), default=0) <= 1, "an address is Held in two routers"
     assert max(Counter(vrids).values(), default=0) <= 1, "two routers share a VRID"
     assert set(made.verdicts) == {v.key for v in start.vips}, "a VirtualIP without a verdict"

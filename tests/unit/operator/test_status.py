@@ -247,6 +247,32 @@ def test_a_foreign_router_on_the_vrid_is_a_conflict_as_long_as_a_candidate_hears
     assert said(told(hearing(start, "n1", vrid, "eth9")), ConditionType.CONFLICT)[0] == "False"
 
 
+@pytest.mark.parametrize(
+    ("reasons", "word", "says"),
+    [
+        (["MACDoubled"], Reason.MAC_DOUBLED, "another host on the segment sends with its virtual MAC 02:99"),
+        (["MACDoubled", "AddressClaimed"], Reason.ADDRESS_CLAIMED, "answers for it"),
+        (["AddressClaimedByPeer", "MACDoubled"], Reason.MAC_DOUBLED, "another host"),
+        (["AddressClaimedByPeer"], Reason.ADDRESS_CLAIMED_BY_PEER, "a NIC of another candidate"),
+        (["FromTheFuture"], Reason.ADDRESS_CLAIMED, "answers for it"),
+    ],
+)
+def test_who_claims_what_is_held_is_told_apart_and_a_stranger_comes_first(
+    start: World, reasons: list[str], word: Reason, says: str
+) -> None:
+    router = only(start)
+    leader = home_order(router)[0]
+    claims = tuple(ReportedConflict("192.0.2.1", "02:99:00:00:00:01", each, SINCE) for each in reasons)
+    after = told(reporting(start, [(leader, report(router, leader, conflicts=claims))]))
+    condition = next(c for c in after.conditions if c.type == "Conflict")
+
+    assert (condition.status, condition.reason) == ("True", word)
+    for part in (says, leader, SINCE):
+        assert part in condition.message
+    assert said(after, ConditionType.READY) == ("True", Reason.HELD)
+    assert ("Warning", "Conflict") in news(told(start), after)
+
+
 def test_a_node_that_is_no_candidate_is_not_believed(start: World) -> None:
     router = only(start)
     stranger = world(4).speakers["n4"]
