@@ -44,6 +44,7 @@ class Macvlans:
         self._known: dict[int, KernelLink] = {}
         self._by_name: dict[str, int] = {}
         self._mtus: dict[int, int] = {}
+        self._stacked: frozenset[int] = frozenset()  # macvlans, of anybody's
         self._leaving: dict[int, Future[None]] = {}
         self._made: dict[int, KernelLink] = {}  # since the last look began
         self._worker: ThreadPoolExecutor | None = None
@@ -96,6 +97,8 @@ class Macvlans:
     def make(self, parent: int, macs: Iterable[str]) -> dict[str, str]:
         """Made, or set right where it is not as it should be; why not, for each of the others."""
         self._settle()
+        if parent in self._stacked:  # the kernel would put it on the NIC below that one
+            return dict.fromkeys(macs, "the NIC is a macvlan itself, and carries no other")
         failed: dict[str, str] = {}
         missing: list[str] = []
         present: list[KernelLink] = []
@@ -208,6 +211,7 @@ class Macvlans:
         links = tuple(links)
         self._wanted = {link.index: self._wanted[link.index] for link in links if link.index in self._wanted}
         self._mtus = {link.index: link.mtu for link in links}
+        self._stacked = frozenset(link.index for link in links if link.kind in ("macvlan", "macvtap"))
         self._known = {link.index: link for link in links if link.is_ours} | self._made
         self._made.clear()
         self._by_name = {known.name: known.index for known in self._known.values()}

@@ -76,7 +76,8 @@ async def _live(settings: Settings, config: Config) -> int:
     _serve(metrics, settings.metrics)
     prompt = _hurry()
     fence, addresses = KernelFence(), KernelAddresses()
-    fence.open(address for _, address in addresses.marked())  # silent from here on, whatever comes
+    left = [address for _, address in addresses.marked()]
+    fence.open(left, macs=addresses.leftover_macs())  # silent from here on, whatever comes
     link = Link(fence.mark)
     tick_us = jiffy_us()
     least_us = least_interval_us(tick_us)

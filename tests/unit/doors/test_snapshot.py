@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from holdfast_speaker import snapshot
 from holdfast_speaker.netlink import attribute
 from holdfast_speaker.snapshot import KernelAddress, KernelLink, KernelNeighbour
+from holdfast_speaker.virtual_mac import ALIAS
 
 UP = 0x1 | 0x10000
 NIC = KernelLink(
@@ -94,6 +95,37 @@ def test_the_slave_of_a_vrf_is_no_port() -> None:
     assert not vrf.port
     assert bridge is not None
     assert bridge.port
+
+
+OURS = replace(NIC, index=7, name="hf-020000000001", kind="macvlan", parent=2, alias=ALIAS)
+
+
+def test_virtual_macs_macvlans_are_not_told_and_foreign_ones_are() -> None:
+    assert names(NIC, OURS) == ["eth0"]
+    assert names(NIC, replace(OURS, alias="", name="pod0")) == ["eth0", "pod0"]
+
+
+def test_ours_is_known_by_its_alias_or_before_it_has_one_by_name_and_mac() -> None:
+    assert OURS.is_ours
+    assert replace(OURS, name="renamed").is_ours
+    assert replace(OURS, alias="").is_ours
+    assert not replace(OURS, alias="", mac="02:00:00:00:00:02").is_ours
+    assert not replace(OURS, alias="a guest").is_ours
+    assert not replace(OURS, kind="veth").is_ours
+
+
+def test_a_macvlans_nic_settings_and_alias_are_read() -> None:
+    conf = struct.pack("=33i", *(2 if at == 7 else int(at == 18) for at in range(33)))
+    families = attribute(socket.AF_INET, attribute(1, conf)) + attribute(socket.AF_INET6, attribute(8, b"\1"))
+    body = struct.pack("=BxHiII", 0, 1, 7, UP, 0)
+    body += attribute(3, b"hf-020000000001\0") + attribute(1, bytes.fromhex("020000000001"))
+    body += attribute(5, b"\2\0\0\0") + attribute(18, attribute(1, b"macvlan\0"))
+    body += attribute(20, ALIAS.encode() + b"\0") + attribute(26, families)
+    read = snapshot.read_link(body)
+    assert read == replace(OURS, arp_ignore=1, rp_filter=2, addr_gen_mode=1)
+    elsewhere = snapshot.read_link(body + attribute(37, bytes(4)))  # the NIC is in another network namespace
+    assert elsewhere is not None
+    assert elsewhere.parent == 0
 
 
 @given(st.binary(max_size=80))
