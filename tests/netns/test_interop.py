@@ -27,7 +27,7 @@ from holdfast_api.types import Candidate, VirtualRouter
 from tests.rig.api import socket_in
 from tests.rig.confinement import ROOT
 from tests.rig.fleet import Fleet, router
-from tests.rig.hosts import Host
+from tests.rig.hosts import METRICS, Host
 from tests.rig.network import netns_path
 from tests.rig.peers import Instance, start_keepalived
 from tests.rig.process import Process
@@ -39,7 +39,6 @@ pytestmark = pytest.mark.netns
 
 NOISE_MS: Final = 200  # of a busy machine, and of a takeover
 THEIR_NOISE_MS: Final = 700  # keepalived's own: it takes one virtual router after the other
-METRICS: Final = ("127.0.0.1", 9441)
 HEALED_MS: Final = 800  # from the mending of a cable until one of two Actives has let go; and noise
 
 
@@ -122,7 +121,7 @@ class Street:
 
     def until_up(self) -> None:
         for host in (self.h1, self.h3):
-            self.fleet.until(f"{host.name} serves its metrics", partial(is_up, host))
+            self.fleet.until(f"{host.name} serves its metrics", host.is_up)
 
     def start_keepalived(self, *instances: Instance) -> None:
         self._keepalived = start_keepalived(self.h2, *instances)
@@ -139,7 +138,7 @@ class Street:
         on = {host.name: set(host.addresses()) for host in self.fleet.hosts}
         return {each.name: [name for name, held in on.items() if each.address in held] for each in shared}
 
-    def until_held(self, wanted: dict[str, str], seconds: float = 15.0) -> None:
+    def until_held(self, wanted: dict[str, str], seconds: float = 30.0) -> None:
         """Until exactly these hosts hold these virtual routers' addresses."""
         shared = [each for each in SHARED if each.name in wanted]
         self.fleet.until(
@@ -223,6 +222,7 @@ def test_keepalived_dies_and_ours_take_over(street: Street, death: str) -> None:
             street.until_held({name: each.node for name, each in ALL.items()})
         time.sleep(0.5)
         accounts = witness.accounts
+    noise_ms, healed_ms = witness.room_ms(NOISE_MS), witness.room_ms(HEALED_MS)
     for each, account in zip(SHARED, accounts, strict=True):
         gap = gap_ms(account, after=died, mac=street.macs[each.node])
         down_ms = each.down_ms(each.their_ms, each.ours)
@@ -230,11 +230,11 @@ def test_keepalived_dies_and_ours_take_over(street: Street, death: str) -> None:
         told = f"{shared_ms[0]:.0f} to {shared_ms[-1]:.0f}" if shared_ms else "never"
         print(f"{each.name}: ours after {gap:.0f} ms; two answered, counted from the end: {told}")
         if death == "SIGTERM":
-            assert gap <= down_ms - 3 * each.their_ms + NOISE_MS
-            bounds(each, account, until=died, after=died + NOISE_MS / 1000)
+            assert gap <= down_ms - 3 * each.their_ms + noise_ms
+            bounds(each, account, until=died, after=died + noise_ms / 1000)
         else:
-            assert 2 * each.their_ms - 20 <= gap <= down_ms + NOISE_MS
-            bounds(each, account, until=over if death == "cut" else died, after=over + HEALED_MS / 1000)
+            assert 2 * each.their_ms - 20 <= gap <= down_ms + noise_ms
+            bounds(each, account, until=over if death == "cut" else died, after=over + healed_ms / 1000)
 
 
 @pytest.mark.parametrize("death", ["crash", "SIGKILL", "SIGTERM"])
@@ -265,11 +265,13 @@ def test_ours_die_and_keepalived_takes_over_and_keeps_it(street: Street, death: 
         gap = gap_ms(account, after=died, mac=street.h2.mac)
         down_ms = each.down_ms(each.our_ms, each.theirs)
         print(f"{each.name}: keepalived after {gap:.0f} ms; two answered for {account.double_ms:.0f} ms")
-        assert gap <= (down_ms - 3 * each.our_ms if death == "SIGTERM" else down_ms) + THEIR_NOISE_MS
+        assert gap <= (down_ms - 3 * each.our_ms if death == "SIGTERM" else down_ms) + witness.room_ms(
+            THEIR_NOISE_MS
+        )
         if death == "SIGTERM":
-            assert account.double_ms <= NOISE_MS
+            assert account.double_ms <= witness.room_ms(NOISE_MS)
         else:  # after a SIGKILL the kernel's fence silences the host before keepalived's time is up
-            assert account.double_ms == 0
+            assert account.double_ms <= witness.room_ms()
 
 
 @pytest.mark.parametrize("latecomer", ["keepalived", "ours"])
@@ -302,7 +304,7 @@ def test_a_preempting_latecomer_gets_what_it_outranks(street: Street, latecomer:
         accounts = witness.accounts
     for each, account in zip(SHARED, accounts, strict=True):
         print(f"{each.name}: two answered for {account.double_ms:.0f} ms")
-        assert account.double_ms <= NOISE_MS
+        assert account.double_ms <= witness.room_ms(NOISE_MS)
 
 
 def test_a_differing_list_is_obeyed(street: Street) -> None:
@@ -329,7 +331,7 @@ def test_a_differing_list_is_obeyed(street: Street) -> None:
         assert street.fleet.holders(address) == ["h2"]
         street.keepalived.terminate()
         street.fleet.until("ours has it again", lambda: street.fleet.holders(address) == ["h1"])
-        assert witness.double_ms <= NOISE_MS
+        assert witness.double_ms <= witness.room_ms(NOISE_MS)
 
 
 # --- checksums, and adverts that are wrong ----------------------------------------------------------
@@ -395,12 +397,6 @@ def test_the_rfc_form_of_the_checksum_is_learned_and_answered(street: Street) ->
     assert told[-1]["other"] == 0
 
 
-def is_up(host: Host) -> bool:
-    """Whether its speaker is past its imports: it opens its sockets next."""
-    with socket_in(netns_path(host.namespace), socket.AF_INET, socket.SOCK_STREAM) as sock:
-        return sock.connect_ex(METRICS) == 0
-
-
 def counted(host: Host) -> Counter[str]:
     """Its speaker's discards and takeovers, by reason."""
     with socket_in(netns_path(host.namespace), socket.AF_INET, socket.SOCK_STREAM) as sock:
@@ -445,4 +441,4 @@ def test_adverts_with_one_fault_are_ignored_and_counted(street: Street, name: st
             time.sleep(0.05)
             return not street.fleet.holders(each.address)
 
-        street.fleet.until("ours has let go", let_go, 2.0)
+        street.fleet.until("ours has let go", let_go)

@@ -27,6 +27,7 @@ MAX_HOSTS: Final = 9
 LEASE_SECONDS: Final = 25
 LISTEN_SECONDS: Final = 4.6  # it listens for 4 s before it may use a VRID, and then says so
 LEASE_NAMESPACE: Final = "holdfast-speakers"
+WAIT_SECONDS: Final = 30.0  # for what is only waited for, not promised within a time
 _POLL_SECONDS: Final = 0.02
 
 T = TypeVar("T")
@@ -130,7 +131,7 @@ class Cluster:
                 host.boot()
                 self.start_speaker(host.name)
         self.wait_speakers()
-        self.wait_until("nothing bound and no router left", self._empty, timeout_s=30)
+        self.wait_until("nothing bound and no router left", self._empty)
 
     def _empty(self) -> bool:
         bound = any(host.addresses() for host in self.hosts.values())
@@ -172,7 +173,7 @@ class Cluster:
         self.start_speaker(host)
 
     def wait_speakers(
-        self, hosts: Iterable[str] | None = None, *, nic: str = "eth0", timeout_s: float = 30.0
+        self, hosts: Iterable[str] | None = None, *, nic: str = "eth0", timeout_s: float = WAIT_SECONDS
     ) -> None:
         """Until these speakers (default: all that run) hold a Lease and may claim addresses."""
         running = [n for n, h in self.hosts.items() if h.speaker is not None and h.speaker.running()]
@@ -222,7 +223,7 @@ class Cluster:
         """Who really has it bound: the kernels. Crashed hosts count, they don't know that they are dead."""
         return [name for name, host in self.hosts.items() if host.holds(address)]
 
-    def wait_ready(self, name: str, *, timeout_s: float = 15.0) -> Object:
+    def wait_ready(self, name: str, *, timeout_s: float = WAIT_SECONDS) -> Object:
         """Until the VirtualIP is Ready, and what it looks like then."""
 
         def ready() -> Object | None:
@@ -231,7 +232,7 @@ class Cluster:
 
         return self.wait_until(f"VirtualIP {name} is Ready", ready, timeout_s=timeout_s)
 
-    def wait_active(self, name: str, node: str, *, timeout_s: float = 15.0) -> Object:
+    def wait_active(self, name: str, node: str, *, timeout_s: float = WAIT_SECONDS) -> Object:
         """Until the status says that exactly this node holds it."""
 
         def seen() -> Object | None:
@@ -271,7 +272,7 @@ class Cluster:
 
     # --- waiting and telling --------------------------------------------------------------------
 
-    def wait_until(self, what: str, look: Callable[[], T | None], *, timeout_s: float = 15.0) -> T:
+    def wait_until(self, what: str, look: Callable[[], T | None], *, timeout_s: float = WAIT_SECONDS) -> T:
         """The first true answer of ``look``; when none comes in time, an error that shows the cluster."""
         deadline = time.monotonic() + timeout_s
         why = ""

@@ -106,13 +106,19 @@ class Fleet:
         host.kubeconfig.write_text(NOWHERE)
         host.start_speaker(capabilities=self.capabilities)
 
-    def until(self, what: str, look: Callable[[], object], seconds: float = 20.0) -> None:
+    def until(self, what: str, look: Callable[[], object], seconds: float = 30.0) -> None:
         """Until ``look`` finds something; after ``seconds`` the test fails and shows the logs."""
         deadline = time.monotonic() + seconds
         while not look():
             logs = "\n".join(f"{host.name}:\n{host.speaker_log()}" for host in self.hosts)
             assert time.monotonic() < deadline, f"not in time: {what}\n{logs}"
             time.sleep(0.01)
+
+    def until_up(self, *hosts: Host) -> None:
+        """Their speakers run, and have had half a second to hear who is Active."""
+        for host in hosts:
+            self.until(f"the speaker of {host.name} is up", host.is_up)
+        time.sleep(0.5)
 
     def candidates(self) -> tuple[Candidate, ...]:
         """All hosts, the first one leads; with what the others need to ask it whether it hears the Active."""

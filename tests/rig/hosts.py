@@ -3,11 +3,13 @@
 
 import shutil
 import signal
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from holdfast_speaker import virtual_mac
+from tests.rig.api import socket_in
 from tests.rig.confinement import ROOT, Confinement
 from tests.rig.network import Cable, Segment, bound, mac_of, netns_path
 from tests.rig.process import Process
@@ -15,6 +17,7 @@ from tests.rig.run import RigError, Run, command, dying_with_parent, in_namespac
 
 BIN: Final = ROOT / ".venv" / "bin"
 SECRETS: Final = "holdfast-rig"  # below the host's /run: the kubeconfig, which a pod would mount
+METRICS: Final = ("127.0.0.1", 9441)
 SPEAKER_CAPABILITIES: Final = ("net_admin", "net_raw")
 
 
@@ -148,6 +151,11 @@ class Host:
             raise RigError(f"{self.name}: its speaker does not run\n{self.speaker_log()}")
         return self.speaker
 
+    def is_up(self) -> bool:
+        """Whether its speaker is past its imports and serves its metrics: it opens its sockets next."""
+        with socket_in(netns_path(self.namespace), socket.AF_INET, socket.SOCK_STREAM) as sock:
+            return sock.connect_ex(METRICS) == 0
+
     def kill_speaker(self) -> None:
         """SIGKILL; no error when it does not run."""
         if self.speaker is not None:
@@ -176,3 +184,14 @@ def program_environment() -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def places(hosts: Sequence[Host], address: str) -> list[str]:
+    """Every NIC of these hosts that has the address: ``HOST/NIC``."""
+    found = []
+    for host in hosts:
+        for line in command("ip", "-n", host.namespace, "-o", "address", "show").splitlines():
+            fields = line.split()
+            if fields[3].partition("/")[0] == address:
+                found.append(f"{host.name}/{fields[1]}")
+    return found

@@ -31,10 +31,12 @@ from typing import Any, Final
 
 from tests.rig.process import Process
 from tests.rig.run import RigError, Run, dying_with_parent, in_namespace
+from tests.rig.stalls import room_ms
 
 RATE_HZ: Final = 1000
 MAX_SECONDS: Final = 1800.0
 REPORTED_GAP_MS: Final = 5.0  # longer ones stand in the timeline and are told while it runs
+SILENCE_MS: Final = 50.0  # what an address that moves costs at least; a busy machine's hiccups are shorter
 _DRAIN_SECONDS: Final = 0.25
 _PAYLOAD: Final = struct.Struct("!IHI")  # run's mark, target, sequence
 _ECHO: Final = struct.Struct("!BBHHH")
@@ -68,6 +70,10 @@ class Answers:
     gaps: tuple[Gap, ...]  # those above 5 ms, in order
     late_ms: float = 0.0  # how late the prober itself was at worst: what it can't tell apart
     silent_ms: float = 0.0  # at the end: from the last answered request to the last one
+
+    def silences(self, above_ms: float = SILENCE_MS) -> tuple[Gap, ...]:
+        """The gaps above this, but for those that the prober's own lateness explains."""
+        return tuple(gap for gap in self.gaps if gap.ms > room_ms(above_ms, self.late_ms))
 
 
 # --- the side that asks for it ----------------------------------------------------------------------
@@ -110,7 +116,7 @@ class Probe:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
 
-    def wait_answer(self, address: str, timeout_s: float = 10.0) -> float:
+    def wait_answer(self, address: str, timeout_s: float = 30.0) -> float:
         """When (monotonic) the first answer came; waits for it."""
         with self._news:
             if not self._news.wait_for(lambda: address in self._first, timeout_s):

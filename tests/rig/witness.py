@@ -31,6 +31,7 @@ from typing import Any, Final
 
 from tests.rig.network import Segment
 from tests.rig.run import RigError, command, dying_with_parent, in_namespace
+from tests.rig.stalls import Stalls, room_ms
 
 EVERY_MS: Final = 5.0
 RETURN_MS: Final = 50.0  # who answers before and after another one within this time, held it meanwhile too
@@ -167,6 +168,7 @@ class Witness:
         self._adverts = [Heard(*heard) for heard in told["adverts"]]
         self._announced = [Heard(*heard) for heard in told["announced"]]
         self._late_ms = float(told["late_ms"])
+        self._stalled_ms = float(told["stalled_ms"])
 
     @property
     def accounts(self) -> tuple[Account, ...]:
@@ -200,6 +202,23 @@ class Witness:
         """How late the witness itself was at worst: what it can't have seen."""
         self.stop()
         return self._late_ms
+
+    @property
+    def stalled_ms(self) -> float:
+        """How long a processor of this machine was away at worst, or the witness itself was late."""
+        self.stop()
+        return max(self._stalled_ms, self._late_ms)
+
+    def room_ms(self, bound_ms: float = 0.0) -> float:
+        """The bound, and what a machine that was away so long may need beyond it."""
+        return room_ms(bound_ms, self.stalled_ms)
+
+    def last_macs(self, seconds: float) -> list[set[str]]:
+        """Who answered in the last seconds, for each address."""
+        return [
+            {answer.mac for answer in account.answers if answer.at >= account.asked[-1] - seconds}
+            for account in self.accounts
+        ]
 
     def adverts(self, source: str, *, since: float = 0.0, until: float = float("inf")) -> list[Heard]:
         """The adverts that this source address sent in that time (monotonic), any VRID, ucarp's too."""
@@ -254,6 +273,7 @@ class Asking:
         self._adverts: list[tuple[float, str, str]] = []
         self._announced: list[tuple[float, str, str]] = []
         self._late_ms = 0.0
+        self._stalls = Stalls()
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._socket.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
@@ -263,6 +283,7 @@ class Asking:
     def run(self) -> None:
         """Asks until stdin ends, then tells."""
         print("asking", flush=True)
+        self._stalls.start()
         begin = due = time.monotonic()
         stdin = sys.stdin.fileno()
         while (now := time.monotonic()) - begin < _MAX_SECONDS:
@@ -281,9 +302,9 @@ class Asking:
         while (left := until - time.monotonic()) > 0:
             if select.select([self._socket], [], [], left)[0]:
                 self._hear()
-        self._tell()
+        self._tell(self._stalls.stop())
 
-    def _tell(self) -> None:
+    def _tell(self, stalled_ms: float) -> None:
         accounts = [
             {"address": a.address, "asked": list(a.asked), "answers": a.answers} for a in self._askers
         ]
@@ -292,6 +313,7 @@ class Asking:
             "adverts": self._adverts,
             "announced": self._announced,
             "late_ms": self._late_ms,
+            "stalled_ms": stalled_ms,
         }
         print(json.dumps(told), flush=True)
 

@@ -71,7 +71,7 @@ def test_a_held_address_is_defended_and_the_user_told_until_it_is_over(
         probe.wait_answer(address)
         stranger.has(address)
         stranger.speaks(address, own)
-        cluster.wait_until("a conflict", lambda: conflict(cluster)[0] == "True", timeout_s=5)
+        cluster.wait_until("a conflict", lambda: conflict(cluster)[0] == "True")
         status, reason, message = conflict(cluster)
         time.sleep(3)  # the client is won back each second
         stranger.lets_go(address)
@@ -92,12 +92,12 @@ def test_a_held_address_is_defended_and_the_user_told_until_it_is_over(
 def test_an_address_somebody_has_is_not_taken_until_it_is_free(cluster: Cluster, stranger: Stranger) -> None:
     stranger.has(V4)
     cluster.apply(vip("web", V4))
-    cluster.wait_until("a conflict", lambda: conflict(cluster)[0] == "True", timeout_s=10)
+    cluster.wait_until("a conflict", lambda: conflict(cluster)[0] == "True")
     assert conflict(cluster)[1] == "AddressAnswered"
     assert cluster.holders(V4) == []
     stranger.lets_go(V4)
-    cluster.wait_until("held", lambda: len(cluster.holders(V4)) == 1, timeout_s=30)
-    cluster.wait_until("no conflict", lambda: conflict(cluster)[0] == "False", timeout_s=10)
+    cluster.wait_until("held", lambda: len(cluster.holders(V4)) == 1)
+    cluster.wait_until("no conflict", lambda: conflict(cluster)[0] == "False")
 
 
 def test_a_foreign_router_with_our_vrid_is_told_of(cluster: Cluster, stranger: Stranger) -> None:

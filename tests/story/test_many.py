@@ -59,7 +59,7 @@ def _crash_and_see_the_load_split(
     def taken() -> bool:
         return sum(len(cluster.hosts[name].addresses()) for name in alive) == len(addresses)
 
-    cluster.wait_until("the others hold all of them", taken, timeout_s=10)
+    cluster.wait_until("the others hold all of them", taken)
 
 
 def _ready(item: dict[str, object]) -> bool:

@@ -38,7 +38,7 @@ def test_a_host_that_dies_while_the_api_is_away_is_replaced_and_told_afterwards(
         status = cluster.wait_active("web", successor, timeout_s=40)["status"]
         answers = probe.result()
     assert gap.ms <= 1000
-    assert len(answers.gaps) == 1, "the API's return moves nothing"
+    assert len(answers.silences()) == 1, "the API's return moves nothing"
     assert status["lastFailover"]["from"] == leader
     assert condition(cluster.wait_ready("web", timeout_s=40), "Ready")["status"] == "True"
 
@@ -141,7 +141,7 @@ def test_a_restarted_speaker_moves_its_own_addresses_once_and_no_others(cluster:
     for name, address in addresses.items():
         moved = len(results[address].macs) > 1
         assert moved == (leaders[name] == "h1"), name
-        assert len(results[address].gaps) <= 1, "once"
+        assert len(results[address].silences()) <= 1, "once"
         if not moved:
             assert results[address].lost == 0
 
@@ -175,14 +175,14 @@ def test_a_router_deleted_by_hand_comes_back_the_same(cluster: Cluster) -> None:
             and bool(found["spec"]["addresses"])
         )
 
-    cluster.wait_until("the router is back", again, timeout_s=10)
+    cluster.wait_until("the router is back", again)
     after = cluster.api.get("VirtualRouter", name)
     assert after is not None
     assert after["spec"]["virtualRouterID"] == before["spec"]["virtualRouterID"]
     assert [a["address"] for a in after["spec"]["addresses"]] == [V4]
     cluster.wait_ready("web")
     with cluster.probe(V4) as probe:
-        probe.wait_answer(V4, 5)
+        probe.wait_answer(V4)
 
 
 @pytest.mark.timeout(TIMEOUT_SECONDS)
@@ -194,7 +194,7 @@ def test_a_second_operator_takes_over_and_a_woken_first_one_changes_nothing(clus
         cluster.operators["op1"].pause()
         stopped = time.monotonic()
         cluster.apply(vip("shop", SECOND))
-        cluster.wait_ready("shop", timeout_s=20)
+        cluster.wait_ready("shop", timeout_s=40)
         took = time.monotonic() - stopped
         time.sleep(7)  # the new Active tells at the end of its burst, after 5 s, how much it announced
         mark = cluster.control_plane.mark()
@@ -206,7 +206,7 @@ def test_a_second_operator_takes_over_and_a_woken_first_one_changes_nothing(clus
         if not cluster.operators["op1"].running():  # one that lost its Lease while asleep may start afresh
             cluster.start_operator("op1")
         cluster.apply(vip("late", "192.0.2.102"))
-        cluster.wait_ready("late", timeout_s=20)
+        cluster.wait_ready("late", timeout_s=40)
         took_again = time.monotonic() - killed
     finally:
         cluster.operators.pop("op2").kill()

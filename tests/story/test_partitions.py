@@ -113,7 +113,7 @@ def test_a_host_alone_with_a_client_serves_it_at_once(fleet: Fleet, clients: lis
     rest = [fleet.station(host) for host in fleet.hosts if host is not alone]
     begin = time.monotonic()
     fleet.segment.part([*rest, clients[0].station], [fleet.station(alone), clients[1].station])
-    gaps = [clients[1].probe.wait_gap(address, after=begin, timeout_s=5) for address in (V4, V6)]
+    gaps = [clients[1].probe.wait_gap(address, after=begin) for address in (V4, V6)]
     print(f"alone with a client: served after {max(gap.ms for gap in gaps):.0f} ms")
     assert {gap.mac_after for gap in gaps} == {alone.mac}
     assert max(gap.ms for gap in gaps) <= TAKEN_MS + NOISE_MS
@@ -142,14 +142,15 @@ def story(fleet: Fleet, clients: list[Client], count: int, *, interval_ms: int, 
     sources = {host.mac: (host.v4, host.v6) for host in fleet.hosts}
     figures = [Healing(each, witness, seen, sources) for each in done]
     tell(figures)
-    print(f"takeovers: {fleet.takeovers()}; witness late {witness.late_ms:.0f} ms")
+    print(f"takeovers: {fleet.takeovers()}; machine late {witness.stalled_ms:.0f} ms")
     assert stale == []
+    allowed_ms = witness.room_ms(interval_ms + NOISE_MS)
     for figure in figures:
         assert figure.bad_sides == [], str(figure)
         assert len(figure.actives) == 1, str(figure)
-        assert figure.one_active_ms <= interval_ms + NOISE_MS, str(figure)
-        assert figure.one_answers_ms <= interval_ms + NOISE_MS, str(figure)
-        assert figure.clients_ms <= interval_ms + NOISE_MS, str(figure)
+        assert figure.one_active_ms <= allowed_ms, str(figure)
+        assert figure.one_answers_ms <= allowed_ms, str(figure)
+        assert figure.clients_ms <= allowed_ms, str(figure)
 
 
 def part(fleet: Fleet, clients: list[Client], chance: random.Random, seconds: float) -> Partition:

