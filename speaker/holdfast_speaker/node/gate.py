@@ -18,7 +18,7 @@ RETRY_US: Final = 100_000
 class Gate:
     """``asked``: the id of the Take that has not been answered. ``again_us``: no other one before."""
 
-    __slots__ = ("_guarded", "_host", "_name", "_virtual_router_id", "again_us", "asked")
+    __slots__ = ("_guarded", "_host", "_name", "_retaken", "_virtual_router_id", "again_us", "asked")
 
     def __init__(self, host: Host, name: str, virtual_router_id: int) -> None:
         self._host = host
@@ -26,6 +26,7 @@ class Gate:
         self._virtual_router_id = virtual_router_id
         self._guarded: _Wanted | None = None
         self.asked: int | None = None
+        self._retaken: int | None = None
         self.again_us = 0
 
     def guard(
@@ -67,13 +68,17 @@ class Gate:
         self.again_us = 0 if is_open else now_us + RETRY_US
         return is_open
 
+    def refused(self, number: int, *, is_open: bool) -> bool:
+        """Whether the answer is to the last ``retake``, and it stays shut, or quiet."""
+        return number == self._retaken and not is_open
+
     def forget(self) -> None:
         """Nobody waits for the answer any more."""
         self.asked = None
 
     def retake(self, now_us: int, lease_us: int) -> None:
         """Open it again, without asking: the lease ran out, and nobody else is there."""
-        number = self._host.next_id(self._name)
+        self._retaken = number = self._host.next_id(self._name)
         self._host.out.append(Take(number, self._virtual_router_id, now_us + lease_us))
 
     def extend(self) -> None:

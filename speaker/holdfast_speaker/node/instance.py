@@ -264,6 +264,8 @@ class Instance(Tenure):
     def taken(self, event: Taken, now_us: int) -> None:
         """The fence is open, or not; what came in since the decision has been heard."""
         if not self.gate.answered(event.id, is_open=event.open, now_us=now_us):
+            if self.gate.refused(event.id, is_open=event.open):
+                self.lease_lost(now_us)
             self.settle(now_us)
             return
         nic, holdings = self.nic, self.holdings

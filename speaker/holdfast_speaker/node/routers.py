@@ -202,12 +202,12 @@ class Routers:
     def _where(self, instance: Instance, interfaces: list[Interface]) -> Nic | Reason:
         if self.stopping:
             return Reason.STOPPING
+        if not instance.holdings.virtual().isdisjoint(self.host.macs):
+            return Reason.MAC_OF_NODE
         if not instance.runs_here:
             return Reason.NOT_CANDIDATE
         if instance.holdings.macs() and not self.host.virtual_macs:
             return Reason.VIRTUAL_MAC_UNAVAILABLE
-        if not instance.holdings.virtual().isdisjoint(self.host.macs):
-            return Reason.MAC_OF_NODE  # fenced by that MAC, the whole host would be silent
         if not self.links_seen:
             return Reason.STARTING
         spec = instance.virtual_router.spec

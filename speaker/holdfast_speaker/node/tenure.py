@@ -319,7 +319,12 @@ class Tenure:
             if holders.get(holding.address, self.name) == self.name
         )
         own = self.nic.source(4)
-        macs = tuple(pair for pair in self.holdings.macs() if pair[0] in addresses)
+        by_address, own_macs = self.holdings.by_address, self._host.macs
+        macs = tuple(  # fenced by a MAC of its own, the whole host would be silent
+            (address, by_address[address].mac.hex(":"))
+            for address in addresses
+            if by_address[address].mac and by_address[address].mac not in own_macs
+        )
         self.gate.guard(
             self.nic.link.index, self.router.lease_us, addresses, macs, str(ip_address(own)) if own else None
         )
