@@ -93,6 +93,7 @@ async def _live(settings: Settings, config: Config) -> int:
                 least_interval_us=least_us,
                 seal=seal,
                 preflight=tuple(_faults(fence.fault, least_us, prompt=prompt)),
+                virtual_macs=not fence.fault,
             ),
             wire=link,
             addresses=addresses,
