@@ -10,6 +10,8 @@
     hosts         a host: a namespace with a NIC, a /run of its own, and a confined speaker
     probe         the client that asks 1,000 times a second and knows how long nobody answered
     witness       a station that asks each 5 ms who has an address, and notes when two answer
+    onlookers     both of them around an event
+    stalls        how long the machine itself was away, which is nobody's fault
     fleet         hosts whose speakers live on a kept plan, without any API
     cluster       all of it together, with verbs; what the stories, the demo and the benchmark use
     receiver      a small device with an ARP and ND cache of its own will

@@ -240,6 +240,23 @@ class Cluster:
 
         return self.wait_until(f"VirtualIP {name} is seen on {node} alone", seen, timeout_s=timeout_s)
 
+    def wait_quiet(self, seconds: float = 1.5) -> None:
+        """Until nothing was written of VirtualIPs, routers and speakers for so long: what follows from a
+        change is."""
+        seen: list[tuple[float, object]] = [(0.0, None)]
+
+        def quiet() -> bool:
+            now = [
+                item["metadata"]["resourceVersion"]
+                for kind in ("VirtualIP", "VirtualRouter", "Speaker")
+                for item in self.api.items(kind)
+            ]
+            if now != seen[0][1]:
+                seen[0] = time.monotonic(), now
+            return time.monotonic() - seen[0][0] >= seconds
+
+        self.wait_until(f"nothing written for {seconds:.1f} s", quiet)
+
     def probe(self, *addresses: str, rate_hz: int = 1000) -> Probe:
         """The client starts to ask these addresses."""
         return Probe(self.run, self.client, addresses, rate_hz=rate_hz)

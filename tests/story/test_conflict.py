@@ -85,7 +85,7 @@ def test_a_held_address_is_defended_and_the_user_told_until_it_is_over(
     told = [e for e in cluster.api.items("Event", "default") if e["reason"] == "Conflict"]
     assert any(stranger.mac in event["note"] for event in told)
     assert cluster.hosts[leader].mac in cluster.neighbour(address)
-    late = [gap for gap in answers.gaps if gap.start > time.monotonic() - 1.0]
+    late = [gap for gap in answers.silences() if gap.start > time.monotonic() - 1.0]
     assert late == [], "and the client is where it belongs"
 
 

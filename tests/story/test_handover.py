@@ -234,7 +234,7 @@ class Planner:
 @pytest.fixture
 def planner(cluster: Cluster, group: str) -> Planner:
     """The operator is stopped until the next test's reset."""
-    time.sleep(1.0)  # what follows from becoming Ready is written
+    cluster.wait_quiet(1.0)
     cluster.operators["op1"].pause()
     return Planner(cluster, group)
 

@@ -22,6 +22,7 @@ from tests.rig.hosts import SPEAKER_CAPABILITIES, Host
 from tests.rig.network import Segment, neighbour, wait_for_dad
 from tests.rig.probe import Probe
 from tests.rig.run import NETNS, RigError, Run, command, sweep
+from tests.rig.stalls import room_ms
 from tests.rig.witness import Account, Answer, Witness
 
 pytestmark = pytest.mark.netns
@@ -59,13 +60,14 @@ def test_a_silence_of_known_length_is_measured_in_both_families(bench: Bench) ->
         silent_ms = (time.monotonic() - cut) * 1000
         gaps = [probe.wait_gap(address, after=cut) for address in (bench.host.v4, bench.host.v6)]
         results = probe.results()
+    late_ms = max(answers.late_ms for answers in results.values())
     for gap in gaps:
-        assert 300 <= gap.ms <= silent_ms + 20
-        assert gap.lost == pytest.approx(gap.ms, abs=30), "one request each millisecond"
+        assert 300 <= gap.ms <= room_ms(silent_ms + 20, late_ms)
+        assert gap.lost == pytest.approx(gap.ms, abs=room_ms(30, late_ms)), "one request each millisecond"
         assert gap.mac_before == gap.mac_after == bench.host.mac
     for answers in results.values():
         assert list(answers.macs) == [bench.host.mac]
-        assert answers.sent - answers.answered == pytest.approx(gaps[0].lost, abs=60)
+        assert answers.sent - answers.answered == pytest.approx(gaps[0].lost, abs=room_ms(60, late_ms))
 
 
 @pytest.mark.parametrize("direction", ["in", "out"])
@@ -202,13 +204,34 @@ def test_a_witness_sees_two_that_answer_for_one_address_and_for_how_long(bench: 
             time.sleep(0.3)
         results = probe.results()
     for account in witness.accounts:
-        assert 350 <= account.double_ms <= both_ms + 10
+        assert 350 <= account.double_ms <= witness.room_ms(both_ms + 10)
         assert len(account.doubled()) >= 40, "each 5 ms, but where the machine was busy"
         assert set(account.macs) == {bench.host.mac, other.mac}
         assert account.macs[bench.host.mac] >= 150
         assert set(results[account.address].macs) == {bench.host.mac}, "the questions moved no cache"
         assert bench.host.mac in neighbour(bench.run.namespace_name("client"), account.address)
     assert witness.double_ms == max(a.double_ms for a in witness.accounts)
+
+
+STALL = """
+import os, time
+os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(90))
+until = time.monotonic() + 0.06
+while time.monotonic() < until:
+    pass
+"""
+
+
+def test_a_processor_that_was_away_is_told_and_allowed_for(bench: Bench) -> None:
+    """Here it does something more urgent than we are; a virtual one may be waiting for its host."""
+    with Witness(bench.segment, SHARED4) as witness:
+        time.sleep(0.1)
+        subprocess.run([sys.executable, "-c", STALL], check=True)
+        time.sleep(0.1)
+    assert witness.stalled_ms >= 40
+    assert witness.room_ms(100) >= 140
+    assert (room_ms(100, 5.0), room_ms(100, 5.0, 30.0)) == (100, 130)
 
 
 def test_a_witness_sees_one_holder_as_one_also_when_the_address_moves(bench: Bench) -> None:
