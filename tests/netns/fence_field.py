@@ -3,11 +3,14 @@
 
     a (eth0, eth1) --- switch --- b (eth0)
 
-The addresses are bound on a's eth0; b asks for them by frames of its own and counts what comes back.
+The addresses are bound on a's eth0, or on a macvlan of it with a virtual MAC; b asks for them by frames of
+its own and counts what comes back. A tap on the switch sees what left a's eth0.
 """
 
 import contextlib
+import ctypes
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +20,7 @@ from scapy.layers.inet import ICMP, IP
 from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
 from scapy.layers.l2 import ARP, Ether
 
+from holdfast_speaker import virtual_mac
 from holdfast_speaker.fence import KernelFence
 from holdfast_speaker.vrrp.advert import Advert, Family, build, listing
 from tests.netns.small_net import Net
@@ -31,6 +35,9 @@ _SO_MARK = 36
 _SO_RCVBUFFORCE = 33
 A_MAC, A_SECOND_MAC, B_MAC = "02:00:00:00:00:0a", "02:00:00:00:00:1a", "02:00:00:00:00:0b"
 BROADCAST = "ff:ff:ff:ff:ff:ff"
+V_MAC, W_MAC = "02:00:00:00:aa:01", "02:00:00:00:aa:02"
+_SO_ATTACH_FILTER = 26
+_OUTGOING = 4
 
 
 def mac_bytes(mac: str) -> bytes:
@@ -112,6 +119,33 @@ class Field:
         fence.guard(7, self.home, lease_us, (V4, V6))
         return fence
 
+    # --- virtual MACs ---------------------------------------------------------------------------
+
+    def plant(self, mac: str, *addresses: str, parent: str = "eth0") -> str:
+        """A macvlan with these addresses, as the speaker would make it; they are nowhere else any more."""
+        device = virtual_mac.device(mac)
+        self.net.ip(
+            "a",
+            f"link add {device} link {parent} address {mac} type macvlan mode private",
+            f"link set {device} addrgenmode none",
+        )
+        for key in ("arp_ignore=1", "rp_filter=2"):
+            self.net.run("a", "sysctl", "-qw", f"net.ipv4.conf.{device}.{key}")
+        self.net.ip("a", f"link set {device} up")
+        for address in addresses:
+            prefix = "128 dev {} nodad" if ":" in address else "32 dev {}"
+            with contextlib.suppress(AssertionError):
+                self.net.ip("a", f"addr del {address}/{prefix.split()[0]} dev eth0")
+            self.net.ip("a", f"addr add {address}/{prefix.format(device)}")
+        return device
+
+    def tap(self, mac: str | None = None, port: str = "a-eth0") -> "Tap":
+        """Hears what comes into the switch there, from that MAC or from all, from now on."""
+        with self.net.inside("switch"):
+            made = Tap(port, mac)
+        self.mouths.append(made.sock)
+        return made
+
     # --- host b ---------------------------------------------------------------------------------
 
     def questions(self, v4: str = V4, v6: str = V6) -> dict[str, bytes]:
@@ -155,8 +189,32 @@ class Field:
                     return frames
                 time.sleep(0.001)
                 continue
-            if kind != 4:
+            if kind != _OUTGOING:
                 frames.append(frame)
+
+
+class Tap:
+    def __init__(self, port: str, mac: str | None) -> None:
+        self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self.sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)
+        if mac is not None:
+            high, low = struct.unpack("!IH", mac_bytes(mac))
+            program = [(0x20, 0, 0, 6), (0x15, 0, 3, high), (0x28, 0, 0, 10), (0x15, 0, 1, low)]
+            code = b"".join(struct.pack("=HBBI", *each) for each in [*program, (6, 0, 0, 2048), (6, 0, 0, 0)])
+            buffer = ctypes.create_string_buffer(code)
+            fprog = struct.pack("HL", len(code) // 8, ctypes.addressof(buffer))
+            self.sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
+        self.sock.bind((port, 3))
+
+    def frames(self, seconds: float = 0.03) -> list[bytes]:
+        """What came since the last time, and within these seconds."""
+        time.sleep(seconds)
+        frames: list[bytes] = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                frame, (_, _, kind, _, _) = self.sock.recvfrom(2048, socket.MSG_DONTWAIT)
+                frames += [frame] if kind != _OUTGOING else []
+        return frames
 
 
 def answer_in(frame: bytes) -> str:
