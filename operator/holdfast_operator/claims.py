@@ -116,7 +116,7 @@ class Claim:
         """What its router's plan says now; of a router that was lost, what the status says."""
         if self.place is not None and self.place.entry is not None:
             return self.place.entry.mac_address
-        return None if self.fallback_told else self.vip.status.mac_address
+        return self.vip.status.mac_address
 
     @property
     def own_mac(self) -> str | None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from holdfast_api.conditions import ConditionType, Reason
 from holdfast_api.types import Condition, VirtualIPSpec, VirtualIPStatus
 from holdfast_operator import macs, status
+from holdfast_operator.candidates import home_order
 from holdfast_operator.changes import router_changes
 from holdfast_operator.macs import Wish, allotted, drawn, vrrp_mac
 from holdfast_operator.notices import notices
@@ -25,6 +26,7 @@ from tests.unit.operator.worlds import (
     blank,
     changed,
     live_through,
+    marked,
     nic,
     only,
     reporting,
@@ -124,6 +126,28 @@ def test_a_mac_is_never_worked_out_anew(happens: object) -> None:
     assert entries(after)["192.0.2.1"] == mac
 
 
+def test_one_that_can_not_go_where_it_shall_stays_as_it_runs() -> None:
+    start = live_through(world(1, [virtual("a", "192.0.2.1", mac_address=MAC)]))
+    after = live_through(changed(start, vip("a", "192.0.2.1", selector={"no": "where"})))
+
+    assert said(after, ConditionType.SCHEDULED).reason == Reason.NO_NODE_MATCHES
+    assert entries(after) == {"192.0.2.1": MAC}
+
+
+def test_a_kept_mac_is_in_no_plan_of_the_other_mode() -> None:
+    members = [("a", "192.0.2.1"), ("b", "192.0.2.2")]
+    start = live_through(world(3, [virtual(n, a, group="g") for n, a in members]))
+    kept = status_of(start).mac_address
+    for name, address in members:
+        start = changed(start, vip(name, address, group="g"))
+    start = live_through(start, rounds=12)
+    broken = changed(start, vip("a", "192.0.2.1", group="g", interval_ms=0))
+    after = live_through(replace(broken, routers={}), rounds=12)
+
+    assert status_of(after).mac_address == kept
+    assert entries(after) == {"192.0.2.1": None, "192.0.2.2": None}
+
+
 def test_one_that_nobody_can_hold_has_its_mac_already() -> None:
     start = settled(world(0, [virtual("a", "192.0.2.1")]))
 
@@ -215,6 +239,7 @@ def test_what_runs_keeps_its_mac_though_an_older_one_is_given_it_and_that_one_go
     edited = live_through(changed(start, virtual("a", "192.0.2.1", mac_address=MAC)))
 
     assert said(edited, ConditionType.ACCEPTED).reason == Reason.MAC_IN_USE
+    assert said(edited, ConditionType.ACCEPTED, "b").status == "True"
     assert entries(edited) == before
     assert said(edited, ConditionType.READY).status == "True"
 
@@ -261,9 +286,8 @@ def test_a_group_may_share_a_mac_and_who_leaves_it_stays_until_it_has_another() 
 
 
 def test_a_mac_is_never_planned_in_two_routers_while_a_member_comes_to_its_group() -> None:
-    start = live_through(
-        world(3, [virtual("a", "192.0.2.1", mac_address=MAC), virtual("b", "192.0.2.2", group="g")])
-    )
+    group = (virtual(name, f"192.0.2.{n}", group="g") for n, name in ((2, "b"), (3, "c"), (4, "d")))
+    start = live_through(world(3, [virtual("a", "192.0.2.1", mac_address=MAC), *group]))
     after = changed(start, virtual("a", "192.0.2.1", mac_address=MAC, group="g"))
     after = changed(after, virtual("b", "192.0.2.2", mac_address=MAC, group="g"))
     for _ in range(8):
@@ -271,7 +295,7 @@ def test_a_mac_is_never_planned_in_two_routers_while_a_member_comes_to_its_group
         where = {n for n, r in after.routers.items() if any(e.mac_address == MAC for e in r.spec.addresses)}
         assert len(where) == 1
 
-    assert entries(after) == {"192.0.2.1": MAC, "192.0.2.2": MAC}
+    assert [entries(after)[f"192.0.2.{n}"] for n in (1, 2)] == [MAC, MAC]
     assert len(after.routers) == 1
 
 
@@ -321,6 +345,19 @@ def test_a_candidate_that_lost_its_fence_goes_unless_it_is_the_active() -> None:
     (made,) = plan(lacking(start, leader, standby)).routers.values()
 
     assert [c.node for c in made.spec.candidates] == [leader, third]
+
+
+def test_a_drained_node_hands_over_to_none_without_a_fence() -> None:
+    start = live_through(world(3, [virtual("a", "192.0.2.1")]))
+    start = running(start, heard=True)
+    leader, standby, third = (c.node for c in only(start).spec.candidates)
+    start = marked(lacking(start, standby), leader)
+    for _ in range(3):
+        (made,) = plan(start).routers.values()
+        assert made.spec.handover is None or made.spec.handover.to == third
+        start = running(applied(start, plan(start)), heard=True)
+
+    assert home_order(only(start))[0] == third
 
 
 # --- a network that does not carry it --------------------------------------------------------------
@@ -373,7 +410,7 @@ def test_with_a_fallback_it_goes_on_with_the_nodes_mac_until_the_spec_changes() 
     wish = {"mac_address": MAC, "mac_fallback": "NodeMAC"}
     start = live_through(world(3, [virtual("a", "192.0.2.1", **wish), virtual("b", "192.0.2.2")]))
     before = entries(start)
-    first, *_, last = falls_back(start)
+    _, first, *_, last = falls_back(start)
     found = said(last, ConditionType.READY)
     edited = changed(last, virtual("a", "192.0.2.1", **wish))
     tried = live_through(edited)
@@ -389,6 +426,17 @@ def test_with_a_fallback_it_goes_on_with_the_nodes_mac_until_the_spec_changes() 
     assert entries(tried) == before
     assert said(tried, ConditionType.READY).reason == Reason.HELD
     assert status_of(tried).mac_address == MAC
+
+
+def test_a_mac_that_was_given_in_place_of_a_blocked_one_is_tried_first() -> None:
+    start = live_through(world(3, [virtual("a", "192.0.2.1", mac_address=MAC)]))
+    *_, blocked = falls_back(start)
+    edited = changed(blocked, virtual("a", "192.0.2.1", mac_address=OTHER, mac_fallback="NodeMAC"))
+    told = applied(edited, plan(edited))
+
+    assert entries(told) == {"192.0.2.1": OTHER}
+    assert told.vips[0].status.mac_fallback_generation is None
+    assert told.vips[0].status.mac_address == OTHER
 
 
 def test_a_fallback_is_remembered_by_the_status_alone() -> None:
