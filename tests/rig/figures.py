@@ -57,6 +57,7 @@ class Move:
     gap_ms: float
     lost: int
     deaf_gap_ms: float  # of the client that heeds no announcement
+    static_gap_ms: float | None  # of the one that has the virtual MAC as a static entry
     wrong: int
     flooded: int
     old_owner: int
@@ -66,8 +67,9 @@ class Move:
 
     def told(self) -> str:
         return (
-            f"gap {self.gap_ms:.0f} ms, deaf {self.deaf_gap_ms:.0f} ms, {self.lost} lost, {self.wrong} wrong"
-            f" frames, {self.flooded} flooded, wrong caches {self.ended_wrong} (ever {self.ever_wrong})"
+            f"gap {self.gap_ms:.0f} ms, deaf {self.deaf_gap_ms:.0f} ms,"
+            f" static {self.static_gap_ms or 0.0:.0f} ms, {self.lost} lost, {self.wrong} wrong frames,"
+            f" {self.flooded} flooded, wrong caches {self.ended_wrong} (ever {self.ever_wrong})"
         )
 
 
@@ -174,12 +176,24 @@ def _ms(value: float) -> str:
 def moves_table(figures: Sequence[Moves]) -> str:
     """A row for each fault of each contestant."""
     rows = [
-        ["", "", "gap, ms", "deaf client, ms", "lost", "wrong MAC", "old owner", "flooded", "wrong caches"]
+        [
+            "",
+            "",
+            "gap, ms",
+            "deaf, ms",
+            "static, ms",
+            "lost",
+            "wrong MAC",
+            "old owner",
+            "flooded",
+            "wrong caches",
+        ]
     ]
     for figure in figures:
         for title, moves in figure.moves.items():
             row = [figure.label, title]
             row += [_spread([move.gap_ms for move in moves]), _spread([move.deaf_gap_ms for move in moves])]
+            row += [_spread([move.static_gap_ms for move in moves if move.static_gap_ms is not None])]
             row += [_counts([move.lost for move in moves])]
             if figure.virtual:
                 row += [_counts([move.wrong for move in moves]), _counts([move.old_owner for move in moves])]
@@ -196,8 +210,8 @@ def moves_notes(figures: Sequence[Moves]) -> str:
     """How to read the table."""
     late_ms = max((m.late_ms for f in figures for some in f.moves.values() for m in some), default=0.0)
     return (
-        "Gap: the longest time without an answer, of the ordinary client and of the deaf one, median /\n"
-        "worst; lost: the ordinary client's probes. The others are frames after the takeover, median /\n"
+        "Gap, deaf, static: each client's longest time without an answer, median / worst;\n"
+        "lost: the ordinary client's probes. The others are frames after the takeover, median /\n"
         "worst. Wrong MAC: the address is the sender (IPv4 source, ARP sender), but the Ethernet source,\n"
         "or the MAC that ARP names, is not the virtual one. Old owner: frames with the virtual MAC from\n"
         "the old owner's port. Flooded: unicast frames on a port from which nobody ever spoke, from the\n"
@@ -209,6 +223,8 @@ def moves_notes(figures: Sequence[Moves]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
     return f"{_ms(median(values))} / {_ms(max(values))}"
 
 

@@ -2,36 +2,38 @@
 """The benchmark's second part: an address with a MAC of its own moves, beside keepalived's ``use_vmac``.
 
 Whole speakers on hosts of their own (``Fleet``), a switch that forgets a MAC after 2 s, a recorder in it
-(``Wire``), an ordinary client and a deaf one, which heeds no announcement: only a MAC that moves along
-brings it to the next owner at once.
+(``Wire``), and three clients: an ordinary one, a deaf one, which heeds no announcement, and one with a
+static entry for the virtual MAC.
 """
 
 import random
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from tests.rig.caches import Caches, forget, heed_no_announcement
+from tests.rig.caches import Caches, forget, heed_no_announcement, pin
 from tests.rig.faults import CRASH, STOP, Fault, end_all, processes, send
 from tests.rig.figures import Move, Moves
 from tests.rig.fleet import V4, Fleet, router
 from tests.rig.hosts import SPEAKER_CAPABILITIES, Host
 from tests.rig.peers import Instance, start_keepalived
-from tests.rig.probe import Answers, Probe
+from tests.rig.probe import RATE_HZ, Answers, Probe
 from tests.rig.run import RigError, Run, command
 from tests.rig.wire import Seen, Wire, count
 
 AGEING_SECONDS: Final = 2.0
 WATCH_SECONDS: Final = 4.0  # from the fault on: long enough for a switch to forget
 FAULTS: Final = (CRASH, STOP)
+LEARNING: Final = ("client", "deaf")  # the clients whose caches can change
 START_SECONDS: Final = 12.0  # of the hosts, and of a contestant with the first of its rounds
 AROUND_SECONDS: Final = 2.5  # a fault: start of the onlookers, the moment, their accounts, the boot
 _VRID: Final = 77
-_DEAF: Final = 249
-_DEAF_HZ: Final = 200
-_STANDBY_SECONDS: Final = 1.2  # a speaker has listened, and its macvlan is there
+_DEAF, _STATIC = 249, 248  # their numbers on the segment
+_FEW_HZ: Final = 200  # what these two ask
+_STANDBY_SECONDS: Final = 0.7  # a speaker has listened, and its macvlan is there
 _TOUCHED: Final = ("arp_ignore", "arp_announce", "arp_filter", "rp_filter", "accept_local")
 # What keepalived's own note on use_vmac recommends (doc/NOTE_vrrp_vmac.txt, in its source).
 RECOMMENDED: Final = {
@@ -66,14 +68,9 @@ class Holdfast:
     def start(self, fleet: Fleet, host: Host) -> None:
         fleet.routers = (router(_VRID, V4, macs={V4: self.mac} if self.mac else None),)
         fleet.capabilities = (*SPEAKER_CAPABILITIES, "sys_nice")
-        lives = _lives(host)
         fleet.start_host(host)
-        fleet.until(f"the speaker of {host.name} runs", lambda: _lives(host) > lives)
+        fleet.until_up(host)
         time.sleep(_STANDBY_SECONDS)
-
-
-def _lives(host: Host) -> int:
-    return host.speaker.log.read_text().count(" on node ") if host.speaker is not None else 0
 
 
 @dataclass(frozen=True)
@@ -118,20 +115,22 @@ def contestants() -> list[Contestant]:
 
 
 class Field:
-    """Three hosts, the ordinary client and the deaf one, on a switch that forgets soon."""
+    """Three hosts and three clients, on a switch that forgets soon."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.fleet = Fleet(run)
         self.fleet.segment.forget_after(AGEING_SECONDS)
-        self.deaf = run.add_namespace("deaf")
-        self.fleet.segment.connect("deaf", _DEAF, port="deaf", careful=False)
-        heed_no_announcement(self.deaf.name)
+        self.clients = {"client": self.fleet.client}
+        for name, number in (("deaf", _DEAF), ("static", _STATIC)):
+            self.clients[name] = run.add_namespace(name)
+            self.fleet.segment.connect(name, number, port=name, careful=False)
+        heed_no_announcement(self.clients["deaf"].name)
         self._sysctls = {host.name: _touched(host) for host in self.fleet.hosts}
 
     def forget_all(self) -> None:
         """Nobody has ever talked to anybody: a new owner meets its clients for the first time."""
-        for name in ("client", "deaf", *(host.name for host in self.fleet.hosts)):
+        for name in (*self.clients, *(host.name for host in self.fleet.hosts)):
             forget(self.run.namespace_name(name))
 
     def boot(self, host: Host) -> None:
@@ -169,22 +168,24 @@ def measure(
 
 
 def strike(arena: Field, contestant: Contestant, owner: Host, fault: Fault, wait_seconds: float) -> Move:
-    """The fault hits the owner ``wait_seconds`` after both clients have had their first answer."""
-    fleet, run = arena.fleet, arena.run
+    """The fault hits the owner ``wait_seconds`` after each client has had its first answer."""
+    fleet, run, mac = arena.fleet, arena.run, contestant.mac
     pids = processes(owner)
     if not pids:
         raise RigError(f"{owner.name} holds {V4}, but nothing runs there")
     arena.forget_all()
+    if mac:
+        pin(arena.clients["static"].name, V4, mac)
     ports = [host.name for host in fleet.hosts]
-    with (
-        Wire(fleet.segment, ports, addresses=[V4], macs=[contestant.mac] if contestant.mac else []) as wire,
-        Caches(run, {"client": [V4], "deaf": [V4]}) as caches,
-        Probe(run, fleet.client, [V4]) as client,
-        Probe(run, arena.deaf, [V4], rate_hz=_DEAF_HZ) as deaf,
-    ):
-        for probe in (client, deaf):
-            probe.wait_answer(V4)
-        first = time.monotonic()
+    with ExitStack() as stack:
+        wire = stack.enter_context(Wire(fleet.segment, ports, addresses=[V4], macs=[mac] if mac else []))
+        caches = stack.enter_context(Caches(run, {name: [V4] for name in LEARNING}))
+        probes = {
+            name: stack.enter_context(Probe(run, arena.clients[name], [V4], rate_hz=rate))
+            for name, rate in (("client", RATE_HZ), ("deaf", _FEW_HZ), ("static", _FEW_HZ))
+            if mac or name in LEARNING
+        }
+        first = max(probe.wait_answer(V4) for probe in probes.values())
         time.sleep(wait_seconds)
         moment = time.monotonic()
         if fault == CRASH:
@@ -193,27 +194,25 @@ def strike(arena: Field, contestant: Contestant, owner: Host, fault: Fault, wait
         else:
             send(pids[:1], signal.SIGTERM)
         time.sleep(max(0.0, moment + WATCH_SECONDS - time.monotonic()))
-        answers, unheeding = client.result(), deaf.result()
+        answers = {name: probe.result() for name, probe in probes.items()}
         end = time.monotonic()
     taken = _taken(wire.seen(since=moment), owner)
-    heir = next((host for host in fleet.hosts if host.name == taken.port), None) if taken else None
     since = taken.times[0] if taken else end
-    right = contestant.mac or (heir.mac if heir else "")
-    names = ("client", "deaf")
-    ever = [any(change.mac != right for change in caches.changes(name, V4, since=first)) for name in names]
-    ended = [caches.at(name, V4, end) != right for name in names]
+    macs_of = {host.name: host.mac for host in fleet.hosts}
+    right = mac or (macs_of[taken.port] if taken else "")
+    ended = {name for name in LEARNING if caches.at(name, V4, end) != right}
+    ever = {name for name in LEARNING if any(c.mac != right for c in caches.changes(name, V4, since=first))}
     return Move(
-        gap_ms=_gap_ms(answers, moment),
-        lost=_lost(answers),
-        deaf_gap_ms=_gap_ms(unheeding, moment),
+        gap_ms=_gap_ms(answers["client"], moment),
+        lost=_lost(answers["client"]),
+        deaf_gap_ms=_gap_ms(answers["deaf"], moment),
+        static_gap_ms=_gap_ms(answers["static"], moment) if mac else None,
         wrong=count(wire.wrong(V4, right, since=since)),
         flooded=sum(wire.flooded(since=moment).values()),
-        old_owner=count(
-            s for s in wire.seen(since=since) if s.source == contestant.mac and s.port == owner.name
-        ),
-        ended_wrong=sum(ended),
-        ever_wrong=sum(map(max, ever, ended)),
-        late_ms=max(answers.late_ms, unheeding.late_ms),
+        old_owner=wire.ports_of(mac, since=since).get(owner.name, 0) if mac else 0,
+        ended_wrong=len(ended),
+        ever_wrong=len(ended | ever),
+        late_ms=max(each.late_ms for each in answers.values()),
     )
 
 

@@ -12,6 +12,7 @@ MOVE = Move(
     gap_ms=250.0,
     lost=250,
     deaf_gap_ms=260.0,
+    static_gap_ms=240.0,
     wrong=0,
     flooded=0,
     old_owner=0,
@@ -35,8 +36,20 @@ def test_each_part_of_the_page_is_written_without_touching_the_other(tmp_path: P
 def test_the_table_of_moves_gives_medians_and_the_worst() -> None:
     worse = replace(MOVE, gap_ms=350.0, lost=351, wrong=4000, flooded=12, ended_wrong=1, ever_wrong=2)
     moves = {"silent crash": [MOVE, MOVE, worse]}
-    table = moves_table([Moves("theirs", moves, virtual=True), Moves("ours", moves, virtual=False)])
+    few = {"silent crash": [replace(move, static_gap_ms=None) for move in moves["silent crash"]]}
+    table = moves_table([Moves("theirs", moves, virtual=True), Moves("ours", few, virtual=False)])
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    figures = ["250 / 350", "260 / 260", "250 / 351"]
-    assert rows[2] == ["theirs", "silent crash", *figures, "0 / 4,000", "0 / 0", "0 / 12", "1, 2 of 6"]
-    assert rows[3] == ["ours", "silent crash", *figures, "-", "-", "0 / 12", "1 of 6"]
+    gaps, lost = ["250 / 350", "260 / 260"], "250 / 351"
+    static = "240 / 240"
+    assert rows[2] == [
+        "theirs",
+        "silent crash",
+        *gaps,
+        static,
+        lost,
+        "0 / 4,000",
+        "0 / 0",
+        "0 / 12",
+        "1, 2 of 6",
+    ]
+    assert rows[3] == ["ours", "silent crash", *gaps, "-", lost, "-", "-", "0 / 12", "1 of 6"]
