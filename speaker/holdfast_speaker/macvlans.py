@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 SKIP_STATISTICS: Final = attribute(29, struct.pack("=I", 8))  # IFLA_EXT_MASK, SKIP_STATS
 _AT_ONCE: Final = 32  # made in about 3 ms, then the loop runs
+_IPV6_MTU: Final = 1280
 _GONE: Final = frozenset({0, errno.ENODEV})
 
 
@@ -220,7 +221,7 @@ class Macvlans:
         return frozenset(
             known.index
             for known in self._known.values()
-            if self._wants(known) and (not known.up or known.name != device(known.mac))
+            if self._wants(known) and (not known.up or self._is_spoilt(known))
         )
 
     def _wants(self, known: KernelLink) -> bool:
@@ -228,17 +229,23 @@ class Macvlans:
         wanted = self._wanted.get(known.parent, {})
         return known.name in wanted or device(known.mac) in wanted
 
+    def _is_spoilt(self, known: KernelLink) -> bool:
+        """Not to be put right by settings: what had no IPv6, or another mode, has a link-local address."""
+        ipv6 = known.up and known.addr_gen_mode not in (None, requests.NO_LINK_LOCAL)
+        grown = known.mtu < _IPV6_MTU <= self._mtus.get(known.parent, 0)
+        return ipv6 or grown or known.name != device(known.mac)
+
     async def mend(self) -> None:
         """What is wanted is there again, and as it should be. Waits up to 20 ms, and not in this thread."""
         waits: list[Future[None]] = []
         for known in list(self._known.values()):
-            if known.name == device(known.mac) or known.index in self._leaving:
+            if known.index in self._leaving or not self._is_spoilt(known):
                 continue
             mac = self._wanted.get(known.parent, {}).get(known.name)
-            if mac is not None:
+            if mac is not None and mac != known.mac:
                 waits.append(self._in_background(partial(_restore_mac, known.index, mac)))
                 self._learn(replace(known, mac=mac))
-            elif self._wants(known):  # renamed: it can't be renamed back while it is up (before Linux 6.2)
+            elif self._wants(known):  # also a renamed one: what is up gets no other name before Linux 6.2
                 waits += self._remove([known.index])
         for wait in waits:
             await asyncio.wrap_future(wait)

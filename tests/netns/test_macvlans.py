@@ -242,6 +242,8 @@ def test_an_address_whose_mode_changed_is_missing_there_and_released_wherever_it
             assert not shown(net, V4)
             assert door.bind(index, [V4]) == {}
             assert shown(net, V4)["nic"] == device(M1)
+            await until(lambda: latest(told)[1] == {(index, V4)})
+            await asyncio.sleep(0.3)
             door.prepare(index, frozenset({V4}))
             await until(lambda: latest(told)[1] == frozenset())
             assert door.release(index, [V4]) == {}
@@ -365,6 +367,22 @@ def test_settings_written_over_are_restored_and_the_address_stays(on_a: On) -> N
     asyncio.run(story())
 
 
+def test_a_link_local_address_of_a_virtual_mac_does_not_stay(on_a: On) -> None:
+    net, door, index = on_a
+
+    async def story() -> None:
+        async with watching(door) as told:
+            prepare(door, index, BOTH)
+            door.bind(index, [V4])
+            await until(lambda: latest(told)[1] == {(index, V4)})
+            net.ip("a", f"link set {device(M1)} down addrgenmode eui64", f"link set {device(M1)} up")
+            await until(lambda: devices(net) and link(net, device(M1))["inet6_addr_gen_mode"] == "none")
+            await until(lambda: not door.bind(index, [V4]))
+            assert "fe80:" not in net.run("a", "ip", "addr", "show", "dev", device(M1))
+
+    asyncio.run(story())
+
+
 def test_deleted_a_moment_before_the_bind_it_is_made_anew(on_a: On) -> None:
     net, door, index = on_a
     prepare(door, index, BOTH)
@@ -416,7 +434,7 @@ def test_carrier_and_mtu_follow_the_nic_below(on_a: On) -> None:
     net, door, index = on_a
 
     def mtu() -> object:
-        return link(net, device(M1))["mtu"]
+        return link(net, device(M1))["mtu"] if devices(net) else 0
 
     async def story() -> None:
         async with watching(door) as told:
@@ -433,6 +451,8 @@ def test_carrier_and_mtu_follow_the_nic_below(on_a: On) -> None:
             net.ip("a", "link set eth0 mtu 1400")
             await until(lambda: mtu() == 1400)
             await until(lambda: not door.bind(index, [V6]))
+            assert door.bind(index, [V4]) == {}
+            assert "fe80:" not in net.run("a", "ip", "addr", "show", "dev", device(M1))
             net.ip("a", "link set eth0 down")
             await asyncio.sleep(0.1)
             net.ip("a", "link set eth0 up")
