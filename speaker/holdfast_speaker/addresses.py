@@ -171,7 +171,6 @@ class KernelAddresses:
 
     async def release_everything(self) -> int:
         """And no macvlan of ours is left either: those take 40 ms, or 200 of them 60."""
-        self._seats.unprepare(self._seats.prepared)
         self._macvlans.unwant()
         left = self._seats.spots
         try:
