@@ -5,7 +5,7 @@ import argparse
 import sys
 import time
 
-from tests.sim.life import Life
+from tests.sim.life import FIRST_DRESSED, Life
 
 
 def replay(seed: int, seconds: int, *, trace: bool) -> None:
@@ -41,7 +41,8 @@ def main() -> None:
     until = time.monotonic() + options.soak
     seed = options.seed
     while time.monotonic() < until:
-        replay(seed, options.seconds, trace=False)
+        for each in (seed, FIRST_DRESSED + seed):
+            replay(each, options.seconds, trace=False)
         sys.stdout.flush()
         seed += 1
 

@@ -9,6 +9,7 @@ DELAYS_US = 60_000  # the loop's lateness, netlink, the wire, twice over, and th
 LEASE_ADVERTS = 3
 CEDED_US = 1_500_000
 SILENT_US = 3_000_000
+OFFERED_US = 4_000_000  # a virtual MAC is quiet from the first priority 0 on, and a stop tries for a while
 PLANLESS_US = 15_000_000  # after a start: ten seconds without a plan, and what follows
 LOST_ADVERTS = 8  # in a row, at the simulator's worst loss: one in 10**10
 
@@ -76,11 +77,15 @@ class Silent:
             for address, owner in host.kernel.owners.items()
             if owner in host.kernel.quiet
         }
+        offered = {(host.name, address) for host in world.hosts for address in host.kernel.placed}
         started_us = {host.name: host.started_us for host in world.hosts}
         for (host, address), since_us in self._since_us.items():
             fresh = world.now_us - started_us[host] < PLANLESS_US
             lasted_us = world.now_us - since_us
-            if lasted_us > (CEDED_US if (host, address) in ceded else SILENT_US) and not fresh:
+            longest_us = CEDED_US if (host, address) in ceded else SILENT_US
+            if (host, address) in offered:
+                longest_us = OFFERED_US
+            if lasted_us > longest_us and not fresh:
                 raise WrongError(
                     f"{host} has {address} without answering for it, for {lasted_us / 1e6:.1f} s"
                 )
@@ -100,26 +105,75 @@ class OneHolder:
     def __call__(self, world: World) -> None:
         known = addresses(world)
         seen: set[tuple[str, str, str]] = set()
-        asleep: set[str] = set()
         for address in known:
             holders = answered_by(world, address)
             for at, one in enumerate(holders):
                 for other in holders[at + 1 :]:
                     if world.connected(one, other) or heard_by_a_third(world, address, one, other):
                         seen.add((address, one.name, other.name))
-        for host in world.hosts:
-            if not host.is_awake(world.now_us):
-                asleep.add(host.name)
         self._since_us = {key: self._since_us.get(key, world.now_us) for key in sorted(seen)}
         for (address, first, second), since_us in self._since_us.items():
             lasted_us = world.now_us - since_us
             self.longest_us = max(self.longest_us, lasted_us)
-            slowest_us = max(known[address], *world.recent_intervals_us.get(address, (0,)))
-            adverts = LEASE_ADVERTS if {first, second} & asleep else LOST_ADVERTS
-            if lasted_us > adverts * slowest_us + DELAYS_US:
+            if lasted_us > longest_double_us(world, address, {first, second}):
                 raise WrongError(
                     f"{first} and {second} both answer for {address} for {lasted_us / 1e6:.3f} s"
                 )
+
+
+def longest_double_us(world: World, address: str, names: set[str]) -> int:
+    """How long two hosts may both speak for it."""
+    slowest_us = max(addresses(world).get(address, 0), *world.recent_intervals_us.get(address, (0,)))
+    asleep = any(host.name in names and not host.is_awake(world.now_us) for host in world.hosts)
+    return (LEASE_ADVERTS if asleep else LOST_ADVERTS) * slowest_us + DELAYS_US
+
+
+class OnePort:
+    """Frames with one virtual MAC don't come from two hosts of one segment longer than the bound."""
+
+    def __init__(self) -> None:
+        self._since_us: dict[tuple[bytes, str, str], int] = {}
+
+    def __call__(self, world: World) -> None:
+        seen: set[tuple[bytes, str, str]] = set()
+        for mac, address in world.switch.macs.items():
+            speakers = [host for host in world.hosts if self._speaks(world, host, mac)]
+            for at, one in enumerate(speakers):
+                for other in speakers[at + 1 :]:
+                    if world.connected(one, other) or heard_by_a_third(world, address, one, other):
+                        seen.add((mac, one.name, other.name))
+        self._since_us = {key: self._since_us.get(key, world.now_us) for key in sorted(seen)}
+        for (mac, first, second), since_us in self._since_us.items():
+            lasted_us = world.now_us - since_us
+            if lasted_us > longest_double_us(world, world.switch.macs[mac], {first, second}):
+                raise WrongError(
+                    f"{first} and {second} both send with {mac.hex(':')} for {lasted_us / 1e6:.3f} s"
+                )
+
+    @staticmethod
+    def _speaks(world: World, host: SimHost, mac: bytes) -> bool:
+        """Its fence is open for it, and it has spoken since it was opened."""
+        owner = host.kernel.fenced_by(mac)
+        if owner is None or not host.kernel.speaks(mac, world.now_us):
+            return False
+        return world.switch.spoke_us.get((mac, host.name), -1) >= host.kernel.leases[owner][0]
+
+
+class NotStolenBack:
+    """Who offered a router by priority 0 sends no more with its virtual MACs, unless he takes it anew:
+    from the heir's first frame on, the switch's port is the heir's.
+    """
+
+    def __call__(self, world: World, host: SimHost, mac: bytes, at_us: int) -> None:
+        owner = host.kernel.fenced_by(mac)
+        if owner is None:
+            return
+        if owner in host.offered_us:
+            raise WrongError(f"{host.name} sends with {mac.hex(':')} after it has offered it")
+        for other in world.hosts:
+            offered_us = other.offered_us.get(owner, at_us)
+            if other is not host and offered_us < at_us and other.kernel.speaks(mac, at_us):
+                raise WrongError(f"{other.name} may still send with {mac.hex(':')}, which {host.name} has")
 
 
 class Respected:
@@ -226,6 +280,9 @@ def settled(world: World) -> None:
             if len(holders) != 1:
                 names = [host.name for host in holders]
                 raise WrongError(f"{each.address} of {router.metadata.name} is held by {names} after quiet")
+            placed = holders[0].kernel.placed.get(each.address, b"").hex(":")
+            if placed != (each.mac_address or ""):
+                raise WrongError(f"{each.address} lives on {placed or 'the NIC'}, not on {each.mac_address}")
     known = addresses(world)
     for host in world.hosts:
         for address in host.kernel.bound:
@@ -237,5 +294,8 @@ def reachable(world: World) -> None:
     """The client's cache leads to the holder: at the latest after one refresh."""
     for address in addresses(world):
         for holder in held_by(world, address):
-            if world.cache.get(address) != holder.mac:
+            mac = holder.kernel.placed.get(address, holder.mac)
+            if world.cache.get(address) != mac:
                 raise WrongError(f"the client's cache for {address} does not lead to {holder.name}")
+            if mac in world.switch.macs and world.switch.ports.get(mac) is not holder:
+                raise WrongError(f"the switch's port for {mac.hex(':')} is not that of {holder.name}")

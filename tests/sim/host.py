@@ -3,7 +3,6 @@
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from random import Random
 
 from holdfast_api.types import Interface, SpeakerStatus, VirtualRouter
@@ -11,95 +10,21 @@ from holdfast_speaker import effects as do
 from holdfast_speaker import events as on
 from holdfast_speaker.node import Node
 from holdfast_speaker.units import NEVER_US
+from holdfast_speaker.vrrp.advert import Advert, parse
+from tests.sim.kernel import Kernel
 
 WALL_OFFSET_US = 1_700_000_000_000_000
 MAX_INBOX = 2_000  # frames; a socket's buffer is finite as well
 MAX_WAKES_AT_ONCE = 20
-LIFETIME_US = 30_000_000
 JIFFY_US = 1_000  # so that 10 ms adverts can be fenced
 DUMP_US = 10_000_000
 STALL_US = 5_000
+MACS_US = 1_000_000
 
 
-@dataclass(slots=True)
-class Kernel:
-    """What survives the speaker: the fence, and bound addresses, each from when until its lifetime ends."""
-
-    bound: dict[str, tuple[int, int]] = field(default_factory=dict)
-    guards: dict[int, do.Guard] = field(default_factory=dict)
-    owners: dict[str, int] = field(default_factory=dict)  # address -> VRID
-    leases: dict[int, tuple[int, int]] = field(default_factory=dict)  # VRID -> since, until
-    guarded: set[int] = field(default_factory=set)
-    quiet: set[int] = field(default_factory=set)
-    orphans: set[str] = field(default_factory=set)
-
-    def alive(self, virtual_router_id: int, now_us: int) -> bool:
-        since_us, until_us = self.leases.get(virtual_router_id, (0, 0))
-        return since_us <= now_us < until_us
-
-    def answers(self, address: str, now_us: int) -> bool:
-        """Bound, and the fence lets a question in."""
-        owner = self.owners.get(address)
-        if not self.holds(address, now_us) or address in self.orphans:
-            return False
-        if owner is None or owner not in self.guarded:
-            return True
-        return self.alive(owner, now_us) and owner not in self.quiet
-
-    def guard(self, wanted: do.Guard) -> None:
-        old = self.guards.get(wanted.virtual_router_id)
-        for address in old.addresses if old else ():
-            if self.owners.get(address) == wanted.virtual_router_id:
-                del self.owners[address]
-        self.guards[wanted.virtual_router_id] = wanted
-        for address in wanted.addresses:
-            self.owners[address] = wanted.virtual_router_id
-        if self.orphans & set(wanted.addresses):
-            self.guarded.add(wanted.virtual_router_id)
-            self.orphans -= set(wanted.addresses)
-
-    def unguard(self, virtual_router_id: int) -> None:
-        self.guards.pop(virtual_router_id, None)
-        self.guarded.discard(virtual_router_id)
-        self.owners = {a: v for a, v in self.owners.items() if v != virtual_router_id}
-
-    def take(self, virtual_router_id: int, at_us: int) -> None:
-        self.leases[virtual_router_id] = (at_us, at_us + self.guards[virtual_router_id].lease_us)
-        self.guarded.add(virtual_router_id)
-        self.quiet.discard(virtual_router_id)
-
-    def extend(self, virtual_router_id: int, at_us: int) -> bool:
-        """Whether there was a lease to go on; an advert that leaves is such a thing too."""
-        if not self.alive(virtual_router_id, at_us):
-            return False
-        since_us = self.leases[virtual_router_id][0]
-        self.leases[virtual_router_id] = (since_us, at_us + self.guards[virtual_router_id].lease_us)
-        return True
-
-    def end(self, virtual_router_id: int, at_us: int) -> None:
-        since_us, until_us = self.leases.get(virtual_router_id, (0, 0))
-        self.leases[virtual_router_id] = (since_us, min(until_us, at_us))
-
-    def open_anew(self, now_us: int) -> None:
-        """A new speaker's table: what is bound is an orphan, no lease is left."""
-        self.guards.clear()
-        self.owners.clear()
-        self.leases.clear()
-        self.guarded.clear()
-        self.quiet.clear()
-        self.orphans = {address for address in self.bound if self.holds(address, now_us)}
-
-    def holds(self, address: str, now_us: int) -> bool:
-        since_us, until_us = self.bound.get(address, (0, 0))
-        return since_us <= now_us < until_us
-
-    def bind(self, address: str, at_us: int) -> None:
-        since_us = self.bound[address][0] if self.holds(address, at_us) else at_us
-        self.bound[address] = (since_us, at_us + LIFETIME_US)
-
-    def release(self, address: str, at_us: int) -> None:
-        since_us, until_us = self.bound.get(address, (0, 0))
-        self.bound[address] = (since_us, min(until_us, at_us))
+def _is_resignation(frame: bytes) -> bool:
+    advert = parse(frame)
+    return isinstance(advert, Advert) and advert.priority == 0
 
 
 class SimHost:
@@ -134,6 +59,8 @@ class SimHost:
         self.up = True  # the machine, whatever its speaker does
         self.life = 0  # counts starts: what was scheduled for an earlier one is void
         self.probed_at_us: dict[str, list[int]] = {}
+        self.offered_us: dict[int, int] = {}  # VRID -> when priority 0 was said, until it is taken anew
+        self.heard_macs: dict[str, int] = {}  # virtual MACs of ours as senders of what came in: when last
         self.send: Callable[[SimHost, bytes, int], None]
         self.announce: Callable[[SimHost, do.Announce, int], None]
         self.observe: Callable[[SimHost, str, int], None]
@@ -182,6 +109,18 @@ class SimHost:
         if life == self.life and self.node is not None:
             self.deliver(self.addresses(now_us), now_us)
             self.schedule(now_us + DUMP_US, lambda at_us: self._dump(at_us, life))
+
+    def note_mac(self, mac: bytes, now_us: int) -> None:
+        """A frame came in from somebody with this virtual MAC."""
+        if self.kernel.fenced_by(mac) is not None:
+            self.heard_macs[mac.hex(":")] = now_us
+
+    def tell_macs(self, now_us: int) -> None:
+        """Each second, as the loop does."""
+        heard = frozenset(mac for mac, at_us in self.heard_macs.items() if now_us - at_us < MACS_US)
+        if heard and self.node is not None:
+            self.deliver(on.MacsHeard(heard), now_us)
+        self.schedule(now_us + MACS_US, self.tell_macs)
 
     def _news(self, at_us: int) -> None:
         """The kernel tells of its changes a little later."""
@@ -291,6 +230,8 @@ class SimHost:
                 if number and not self.kernel.extend(number, at_us):
                     self.inbox.appendleft(on.LeaseLost(number))
                     return at_us
+                if number and _is_resignation(effect.frame):
+                    self.offered_us[number] = at_us
                 if number in self.fresh_takes:
                     self.fresh_takes.discard(number)
                     self.taking(self, number, at_us)
@@ -300,6 +241,8 @@ class SimHost:
                 return self._take(effect, at_us)
             case do.Guard():
                 self.kernel.guard(effect)
+            case do.Prepare():
+                self.kernel.prepare(effect)
             case do.Unguard():
                 self.kernel.unguard(effect.virtual_router_id)
             case do.Fence():
@@ -353,6 +296,7 @@ class SimHost:
         if self.take_fails or self.local(at_us) > effect.until_us or number not in self.kernel.guards:
             return False
         self.kernel.take(effect.virtual_router_id, at_us)
+        self.offered_us.pop(effect.virtual_router_id, None)
         self.fresh_takes.add(effect.virtual_router_id)
         return True
 

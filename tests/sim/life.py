@@ -11,6 +11,7 @@ from holdfast_api.types import (
     Candidate,
     Handover,
     Metadata,
+    Mode,
     Owner,
     RouterAddress,
     VirtualRouter,
@@ -27,6 +28,7 @@ QUIET_US = (
     30_000_000  # the longest retry is 10 s (answered), then a probe; a failed bind's backoff is 8 s here
 )
 REFRESH_US = 40_000_000
+FIRST_DRESSED = 1000  # from this seed on there are virtual MACs; the lives before it are what they were
 SECOND = 1_000_000
 
 
@@ -56,6 +58,12 @@ class Life:
         self.world.on_take = (checkers.Respected(),)
         self.world.on_bind = (checkers.Planned(), checkers.NotTaken(), checkers.Probed())
         self._loss = self.world.loss
+        self._dressing = Random(seed) if seed >= FIRST_DRESSED else None
+        if self._dressing is not None:
+            self.world.watchers += [checkers.OnePort(), self.world.switch.traffic]
+            self.world.switch.watchers.append(checkers.NotStolenBack())
+            for host in self.world.hosts:
+                self.world.schedule(self.world.now_us + rng.randrange(0, SECOND), host.tell_macs)
         self._objects = self._orders = 0
         self._undo: list[Callable[[], None]] = []
         for host in self.world.hosts:
@@ -88,6 +96,25 @@ class Life:
             failback_delay_seconds=rng.randrange(1, 5),
         )
 
+    def _dress(self, spec: VirtualRouterSpec, known: VirtualRouter | None) -> VirtualRouterSpec:
+        """Some addresses have a MAC of their own, which mostly stays; some get another, or lose it."""
+        rng = self._dressing
+        if rng is None:
+            return spec
+        old = {each.address: each.mac_address for each in known.spec.addresses} if known else {}
+        addresses: list[RouterAddress] = []
+        dressed = rng.random() < 0.7
+        for each in spec.addresses:
+            mac = old.get(each.address)
+            if each.address not in old or rng.random() < 0.4:
+                number = len(self.world.switch.macs) + 1
+                mac = f"02:aa:00:00:{number >> 8:02x}:{number & 255:02x}" if dressed else None
+            if mac is not None:
+                self.world.switch.macs.setdefault(bytes.fromhex(mac.replace(":", "")), each.address)
+            addresses.append(msgspec.structs.replace(each, mac_address=mac))
+        mode: Mode = "VirtualMAC" if any(each.mac_address for each in addresses) else "NodeMAC"
+        return msgspec.structs.replace(spec, addresses=tuple(addresses), mode=mode)
+
     def host(self, name: str) -> SimHost:
         return next(host for host in self.world.hosts if host.name == name)
 
@@ -104,6 +131,7 @@ class Life:
             interval_us = spec.advert_interval_milliseconds * 1000
             self.world.recent_intervals_us[each.address] = (*recent[-2:], interval_us)
         known = self.world.routers.get(name)
+        spec = self._dress(spec, known)
         self._objects += known is None
         uid = known.metadata.uid if known else f"uid-{self._objects}"
         self.world.apply(VirtualRouter(Metadata(name, uid=uid), spec))

@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from holdfast_api.types import VirtualRouterSpec
 from holdfast_speaker.arp.announce import Announcer
 from holdfast_speaker.node.address import Holding, Phase
 from holdfast_speaker.node.gate import Gate
 from holdfast_speaker.node.holding import Holdings
 from holdfast_speaker.node.instance import Instance
+from holdfast_speaker.node.tenure import Tenure
 from holdfast_speaker.units import SECOND_US
 from holdfast_speaker.vrrp.router import Act, Acts, Router, State
 
@@ -46,9 +48,9 @@ def _takes_without_asking(self: Holdings, index: int, now_us: int) -> list[Holdi
 
 
 def _keeps_what_the_plan_dropped(original: Callable[..., None]) -> Callable[..., None]:
-    def want(self: Holdings, addresses: Any) -> None:
-        known = {each.address for each in addresses}
-        original(self, addresses)
+    def want(self: Holdings, spec: VirtualRouterSpec) -> None:
+        known = {each.address for each in spec.addresses}
+        original(self, spec)
         for holding in self.by_address.values():
             holding.wanted = holding.wanted or (holding.address not in known and holding.phase is Phase.BOUND)
 
@@ -84,6 +86,12 @@ def _takes_at_once(self: Instance, now_us: int) -> None:
         self._bind(ready, self.nic, now_us)
 
 
+def _stays_quiet(self: Tenure, now_us: int) -> None:
+    """Nobody took it: all is announced again, but the kernel's silence is not ended."""
+    self._muted = False
+    self._speak_for([holding.address for holding in self.holdings.in_phase(Phase.BOUND)], now_us)
+
+
 MUTATIONS: dict[str, tuple[Change, ...]] = {
     "an Active that hears a better one keeps its addresses": (
         (Router, "hear", _never_steps_down(Router.hear)),
@@ -103,4 +111,15 @@ MUTATIONS: dict[str, tuple[Change, ...]] = {
     "what is guarded is forgotten": ((Gate, "guard", _nothing),),
     "nothing is announced": ((Announcer, "start", _nothing),),
     "addresses that another program removed are not put back": ((Holdings, "missing", lambda *_: 0),),
+}
+
+# Of virtual MACs: each with the first seed of a life that shows it, or the first of such lives.
+DRESSED_MUTATIONS: dict[str, tuple[int, tuple[Change, ...]]] = {
+    "the virtual MAC is not quiet before priority 0": (1006, ((Tenure, "_mute", _nothing),)),
+    "nobody took it, and it stays quiet": (1017, ((Tenure, "_unmute", _stays_quiet),)),
+    "an address whose MAC has changed stays where it is": (
+        1026,
+        ((Holding, "placed_mac", property(lambda self: self.mac, _nothing)),),
+    ),
+    "a virtual MAC is bound and says nothing": (1000, ((Tenure, "_speak_for", _nothing),)),
 }

@@ -13,6 +13,7 @@ from holdfast_speaker import effects as do
 from holdfast_speaker import events as on
 from tests.sim import text, wire
 from tests.sim.host import SimHost
+from tests.sim.switch import Switch
 
 ROUND_US = 10_000
 
@@ -32,6 +33,7 @@ class World:
         self.api_delay_us = dict.fromkeys((f"n{number}" for number in range(1, hosts + 1)), 0)
         self.watchers: list[Callable[[World], None]] = []
         self.cache: dict[str, bytes] = {}  # the client's: address -> MAC
+        self.switch = Switch()
         self.strangers: dict[str, bytes] = {}  # address -> MAC of a host that is none of ours
         self.recent_intervals_us: dict[str, tuple[int, ...]] = {}  # of an address's router, old ones too
         self.answered_at_us: dict[tuple[str, str], int] = {}  # (host, address): a stranger did
@@ -89,6 +91,9 @@ class World:
 
     def _send(self, host: SimHost, frame: bytes, at_us: int) -> None:
         self.trace(host.name, f"send {text.frame(frame)}", at_us)
+        virtual = frame[6:12] in self.switch.macs
+        if virtual and not self.switch.passes(self, host, frame[6:12], at_us, to_all=False):
+            return
         if wire.is_question(frame):
             self._greet(host, frame, at_us)
             return
@@ -130,18 +135,29 @@ class World:
         for address in effect.addresses:
             if effect.form == "probe":
                 self._ask(host, address, at_us)
-            else:
-                if self.reaches(host.name, "client"):
-                    self.cache[address] = host.mac
-                if effect.form == "announce":
-                    self._broadcast(host, wire.claim(address, host.mac), at_us)
+            elif not self._speak_for(host, address, at_us, to_all=effect.form == "announce"):
+                return  # the socket gave ENOBUFS: the rest of the batch is not sent either
+
+    def _speak_for(self, host: SimHost, address: str, at_us: int, *, to_all: bool) -> bool:
+        """An announcement, or a question to the client."""
+        mac = host.kernel.macs.get(address)
+        if mac is not None and not self.switch.passes(self, host, mac, at_us, to_all=to_all):
+            return False
+        if self.reaches(host.name, "client"):
+            self.cache[address] = mac or host.mac
+        if to_all:
+            self._broadcast(host, wire.claim(address, mac or host.mac), at_us)
+        return True
 
     def _ask(self, host: SimHost, address: str, at_us: int) -> None:
         """A kernel that has the address answers, whatever its speaker does."""
         self._broadcast(host, wire.probe(address, host.mac), at_us)
         for other in self.hosts:
             if other is not host and other.kernel.answers(address, at_us) and self.connected(host, other):
-                self._deliver(host, wire.claim(address, other.mac), at_us)
+                mac = other.kernel.placed.get(address, other.mac)
+                if mac is not other.mac:
+                    self.switch.passes(self, other, mac, at_us, to_all=False)
+                self._deliver(host, wire.claim(address, mac), at_us)
         if address in self.strangers and self.reaches(host.name, "client"):
             self._deliver(host, wire.claim(address, self.strangers[address]), at_us)
             self.answered_at_us[host.name, address] = at_us
