@@ -18,12 +18,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from holdfast_speaker import fence_guards, fence_orders, fence_words
+from holdfast_speaker import fence_guards, fence_macs, fence_orders, fence_words
 from holdfast_speaker import fence_rules as rules
 from holdfast_speaker import nftables as nft
 from holdfast_speaker.fence_guards import Guard
-from holdfast_speaker.fence_macs import HEARD
-from holdfast_speaker.fence_nics import Nics, all_indexes, hooks, name_of
+from holdfast_speaker.fence_nics import Nics, Posts, all_indexes, covers, hooks, name_of
 from holdfast_speaker.fence_words import ALIVE, GUARDED, ORPHANS, QUIET, TABLE
 from holdfast_speaker.nftables_socket import Nftables
 
@@ -104,11 +103,12 @@ class KernelFence:
             self._nics.wanted = all_indexes()
         if not self.fault:
             self._rebuild()
+            self._kernel.commit(fence_macs.unbar())  # of one that died while it made the table
 
     def close(self) -> None:
         """No fence any more, as if there had never been one."""
         if not self.fault:
-            self._kernel.commit([nft.new_table(TABLE), nft.delete_table(TABLE)])
+            self._kernel.commit([nft.new_table(TABLE), nft.delete_table(TABLE), *fence_macs.unbar()])
             self._kernel.close()
             self._orders.close()
             self.fault = "closed"
@@ -159,6 +159,10 @@ class KernelFence:
         theirs = frozenset(addresses)
         has = {address: mac for address, mac in macs.items() if address in theirs}
         new = Guard(index, max(1, lease_us // _ONE_MS), theirs, has, own)
+        if virtual_router_id not in self._guards:  # its chains first: a map may send a frame there at once
+            empty = Guard(new.index, new.lease_ms, own=own)
+            made, _ = fence_guards.put(self._guards, virtual_router_id, empty)
+            self._do(f"guard {virtual_router_id}", made, stated=True)
         messages, lost = fence_guards.put(self._guards, virtual_router_id, new)
         if ORPHANS in lost and virtual_router_id not in self._guarded:
             self._guarded.add(virtual_router_id)
@@ -188,7 +192,7 @@ class KernelFence:
 
     def heard_macs(self) -> frozenset[str]:
         """Virtual MACs of ours that were the sender of frames that came in within the last second."""
-        heard = None if self.fault else self._kernel.members(TABLE, HEARD)
+        heard = None if self.fault else self._kernel.members(TABLE, fence_macs.HEARD)
         return frozenset(mac.hex(":") for mac in heard or ())
 
     # --- leases ---------------------------------------------------------------------------------
@@ -288,13 +292,21 @@ class KernelFence:
 
     def _rebuild(self) -> int:
         """The table from memory in one transaction; 0 or an errno. Leases that ran are over by it."""
+        posts = self._nics.due()
+        macs = {mac for guard in self._guards.values() for mac in guard.macs.values()}
+        barred = bool(macs) and not self._kernel.commit(fence_macs.bar(macs, covers(posts)))
+        code = self._make(posts)
+        if barred:
+            self._kernel.commit(fence_macs.unbar())
+        return code
+
+    def _make(self, posts: Posts) -> int:
         messages = rules.table(self.mark, self._orders.mark)
         messages += fence_guards.whole(self._guards)
         for virtual_router_id in self._guarded:
             messages += _guarded(virtual_router_id)
         for virtual_router_id in self._quiet:
             messages += rules.begin(virtual_router_id, QUIET)
-        posts = self._nics.due()
         code = self._kernel.commit([*messages, *hooks(posts)])
         if code in (errno.ENOENT, errno.ENODEV):  # a NIC that went away this moment
             posts = {}

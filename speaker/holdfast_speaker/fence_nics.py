@@ -79,5 +79,10 @@ class Nics:
                 self.posts[post] = device
 
 
+def covers(posts: Posts) -> list[str]:
+    """The NICs among them, without the macvlans."""
+    return [device for device in posts.values() if not device.startswith(PREFIX)]
+
+
 def hooks(posts: Posts) -> nft.Messages:
     return [message for chains, device in posts.items() for message in rules.hook(chains, device)]

@@ -263,9 +263,10 @@ def _talk(field: Field, *nics: str) -> None:
     claim = Ether(src=V_MAC, dst=BROADCAST) / ARP(op=2, hwsrc=V_MAC, psrc=V4, hwdst=V_MAC, pdst=V4)
     other = Ether(src=V_MAC, dst=BROADCAST, type=0x88B6) / bytes(46)
     for nic in nics:
-        for frame in (claim, other):
+        mouth = field.mouth(nic=nic)
+        for said in (claim, other):
             with contextlib.suppress(OSError):
-                field.mouth(nic=nic).send(bytes(frame))
+                mouth.send(bytes(said))
     for family, address, peer in ((socket.AF_INET, V4, B4), (socket.AF_INET6, V6, B6)):
         with socket.socket(family, socket.SOCK_DGRAM) as udp, contextlib.suppress(OSError):
             udp.bind((address, 0))
