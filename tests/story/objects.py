@@ -12,6 +12,7 @@ def vip(
     node: str | None = None,
     nodes: tuple[str, ...] = (),
     interval_ms: int | None = None,
+    mode: str | None = None,
 ) -> str:
     """A VirtualIP as one YAML document; ``node`` or ``nodes`` select by hostname label."""
     spec: dict[str, object] = {"address": address}
@@ -23,6 +24,8 @@ def vip(
         spec["nodes"] = {"selector": {"matchExpressions": [expression]}}
     if interval_ms is not None:
         spec["failover"] = {"advertIntervalMilliseconds": interval_ms}
+    if mode is not None:
+        spec["mode"] = mode
     document = {
         "apiVersion": "holdfast.dev/v1alpha1",
         "kind": "VirtualIP",
