@@ -3,7 +3,8 @@
 
 Hearing sits before the host's firewall (AF_PACKET, ETH_P_ALL), so no rule of the host can deafen a
 speaker; a filter in the kernel lets through only ARP, VRRP and neighbour solicitations and
-advertisements that came in untagged for this host, and answers to others (to its virtual MACs). Needs NET_RAW; NET_ADMIN for the big buffers.
+advertisements that came in untagged for this host, and answers to others, as to its virtual MACs.
+Needs NET_RAW; NET_ADMIN for the big buffers.
 """
 
 import contextlib

@@ -3,12 +3,14 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
 from tests.rig.api import condition
 from tests.rig.caches import cached
 from tests.rig.cluster import Cluster
+from tests.rig.hosts import Host
 from tests.rig.network import netns_path
 from tests.rig.onlookers import Onlookers
 from tests.rig.run import command, in_namespace
@@ -49,20 +51,25 @@ def test_the_mac_is_allotted_once_and_moves_along(cluster: Cluster) -> None:
     assert set(wire.ports_of(given)) == {giver, heir}
     # A change of the mode, there and back: the MAC is the same again.
     with Onlookers(cluster, V4) as seen:
-        for mode in ("NodeMAC", "VirtualMAC"):
+        for mode, virtual in (("NodeMAC", False), ("VirtualMAC", True)):
             cluster.api.merge("VirtualIP", "dressed", {"spec": {"mode": mode}})
-            cluster.wait_until(
-                f"the client knows it in mode {mode}",
-                lambda mode=mode: (mac_of(cluster) == given) is (mode == "VirtualMAC"),
-                timeout_s=30,
-            )
+            known = partial(_is_known, cluster, given, virtual=virtual)
+            cluster.wait_until(f"the client knows it in mode {mode}", known, timeout_s=30)
             time.sleep(0.5)
     seen.tell("to the NIC's MAC and back")
     assert seen.gap_ms(V4) <= PAUSE_MS
     assert cluster.vip("dressed")["status"]["macAddress"] == given
     cluster.api.delete("VirtualIP", "dressed")
     for host in cluster.hosts.values():
-        cluster.wait_until(f"{host.name} has nothing left", lambda host=host: host.macvlans() == [])
+        cluster.wait_until(f"{host.name} has nothing left", partial(_is_bare, host))
+
+
+def _is_known(cluster: Cluster, mac: str, *, virtual: bool) -> bool:
+    return (mac_of(cluster) == mac) is virtual
+
+
+def _is_bare(host: Host) -> bool:
+    return host.macvlans() == []
 
 
 @pytest.fixture
@@ -76,10 +83,10 @@ def guarded_ports(cluster: Cluster) -> Iterator[None]:
         }}\n"""
         for name in names
     )
-    inside = [netns_path(cluster.segment.namespace), ["nft", "-f", "-"]]
-    command(*in_namespace(*inside), stdin=f"table netdev security {{\n{chains}}}\n")
+    load = in_namespace(netns_path(cluster.segment.namespace), ["nft", "-f", "-"])
+    command(*load, stdin=f"table netdev security {{\n{chains}}}\n")
     yield
-    command(*in_namespace(*inside), stdin="delete table netdev security\n")
+    command(*load, stdin="delete table netdev security\n")
 
 
 @pytest.mark.usefixtures("guarded_ports")
