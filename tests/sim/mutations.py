@@ -15,7 +15,7 @@ from holdfast_speaker.node.tenure import Tenure
 from holdfast_speaker.units import SECOND_US
 from holdfast_speaker.vrrp.router import Act, Acts, Router, State
 
-Change = tuple[type, str, Callable[..., Any]]
+Change = tuple[type, str, Any]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
 from holdfast_api.types import SpeakerStatus, VirtualRouter
-from holdfast_speaker.effects import Effect, Form
+from holdfast_speaker.effects import Effect, Form, Guard
 from holdfast_speaker.events import AddressesSeen, Event, Link, LinksSeen, PlanRestored, StopRequested
 from holdfast_speaker.loop import Loop
 from holdfast_speaker.metrics import Metrics
@@ -85,9 +85,11 @@ class FakeAddresses:
         self.calls: list[tuple[str, int, tuple[str, ...]]] = []
         self.seen: asyncio.Queue[LinksSeen | AddressesSeen] = asyncio.Queue()
         self.around = Surroundings()
+        self.macs: dict[int, Mapping[str, str]] = {}
 
     def prepare(self, index: int, addresses: frozenset[str], macs: Mapping[str, str] = {}) -> None:
         self.calls.append(("prepare", index, tuple(sorted(addresses))))
+        self.macs[index] = macs
 
     def bind(self, index: int, addresses: Sequence[str]) -> dict[str, str]:
         self.calls.append(("bind", index, tuple(addresses)))
@@ -119,13 +121,15 @@ class FakeFrames:
 
     def __init__(self) -> None:
         self.links: Sequence[Link] = ()
+        self.prepared: list[tuple[int, frozenset[str], Mapping[str, str], bool]] = []
 
     def see(self, links: Sequence[Link]) -> None:
         self.links = links
 
     def prepare(
         self, index: int, addresses: frozenset[str], macs: Mapping[str, str] = {}, *, forwarding: bool
-    ) -> None: ...
+    ) -> None:
+        self.prepared.append((index, addresses, macs, forwarding))
 
     def frames(self, index: int, form: Form, address: str, around: Surroundings) -> Sequence[bytes]:  # noqa: ARG002
         targets = [*around.gateways, *around.neighbours] if form == "ask" else [None]
@@ -142,13 +146,14 @@ class FakeFence:
         self.lost: frozenset[int] = frozenset()
         self.heard: frozenset[str] = frozenset()
         self.sheltered = 0
+        self.guards: list[Guard] = []
         self.covered: frozenset[int] = frozenset()
         self.adopted: list[str] = []
 
     def cover(self, indexes: frozenset[int]) -> None:
         self.covered = indexes
 
-    def guard(  # noqa: PLR0913
+    def guard(
         self,
         virtual_router_id: int,
         index: int,
@@ -158,6 +163,9 @@ class FakeFence:
         own: str | None = None,
     ) -> None:
         self.calls.append(("guard", virtual_router_id))
+        self.guards.append(
+            Guard(virtual_router_id, index, lease_us, tuple(addresses), tuple(macs.items()), own)
+        )
 
     def shelter(self) -> None:
         self.sheltered += 1

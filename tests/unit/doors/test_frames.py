@@ -3,6 +3,7 @@
 
 from ipaddress import IPv4Address, IPv6Address
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6NDOptDstLLAddr, ICMPv6NDOptSrcLLAddr, IPv6
@@ -148,3 +149,59 @@ def test_a_node_that_starts_to_forward_says_so_from_then_on() -> None:
     frames.prepare(NIC, frozenset({"2001:db8::10"}), forwarding=False)
     made = frames.frames(NIC, "announce", "2001:db8::10", Surroundings(forwarding=True))
     assert ICMPv6ND_NA(made[0][54:]).R == 1
+
+
+VIRTUAL = "02:aa:00:00:00:64"
+BOTH = frozenset({"192.0.2.10", "192.0.2.11", "2001:db8::10"})
+MACS = {"192.0.2.10": VIRTUAL, "2001:db8::10": VIRTUAL}
+
+
+def dressed() -> ScapyFrames:
+    frames = door()
+    frames.prepare(NIC, BOTH, MACS, forwarding=False)
+    return frames
+
+
+@pytest.mark.parametrize("address", sorted(BOTH))
+def test_what_has_a_virtual_mac_is_announced_and_asks_by_it_and_is_probed_for_by_the_nics(
+    address: str,
+) -> None:
+    whom = Neighbour("2001:db8::9" if ":" in address else "192.0.2.9", PEER)
+    around = Surroundings(neighbours=(whom,))
+    mac = MACS.get(address, MAC)
+    for form, wanted in (("announce", mac), ("ask", mac), ("probe", MAC)):
+        made = list(dressed().frames(NIC, form, address, around))  # type: ignore[arg-type]
+        assert made == list(door(wanted).frames(NIC, form, address, around))  # type: ignore[arg-type]
+        assert made
+
+
+@pytest.mark.parametrize("macs", [{}, {"192.0.2.10": PEER}, {"192.0.2.11": VIRTUAL}])
+def test_another_virtual_mac_gives_other_frames(macs: dict[str, str]) -> None:
+    frames = dressed()
+    frames.prepare(NIC, BOTH, macs, forwarding=False)
+    for address in ("192.0.2.10", "192.0.2.11"):
+        made = frames.frames(NIC, "announce", address, Surroundings())
+        same = door(macs.get(address, MAC)).frames(NIC, "announce", address, Surroundings())
+        assert list(made) == list(same)
+
+
+def test_another_mac_of_the_nic_leaves_the_virtual_one() -> None:
+    frames = dressed()
+    frames.see([Link(NIC, Interface("eth0", PEER))])
+    made = frames.frames(NIC, "announce", "192.0.2.10", Surroundings())
+    probes = frames.frames(NIC, "probe", "192.0.2.10", Surroundings())
+    assert list(made) == list(door(VIRTUAL).frames(NIC, "announce", "192.0.2.10", Surroundings()))
+    assert list(probes) == list(door(PEER).frames(NIC, "probe", "192.0.2.10", Surroundings()))
+
+
+def test_a_virtual_mac_that_stays_keeps_its_frames() -> None:
+    frames = dressed()
+    first = frames.frames(NIC, "announce", "192.0.2.10", Surroundings())
+    frames.prepare(NIC, BOTH, dict(MACS), forwarding=False)
+    assert frames.frames(NIC, "announce", "192.0.2.10", Surroundings()) is first
+
+
+def test_a_node_that_starts_to_forward_says_so_by_the_virtual_mac() -> None:
+    made = dressed().frames(NIC, "announce", "2001:db8::10", Surroundings(forwarding=True))
+    assert ICMPv6ND_NA(made[0][54:]).R == 1
+    assert made[0][6:12].hex(":") == VIRTUAL

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from holdfast_api.types import Interface, RouterReport, SpeakerStatus
-from holdfast_speaker import effects, events
+from holdfast_speaker import effects, events, loop
 from holdfast_speaker.alarm import now_us
 from holdfast_speaker.effects import Effect
 from holdfast_speaker.events import Event
@@ -547,3 +547,45 @@ def test_the_fence_is_kept_alive_while_the_speaker_lives(monkeypatch: pytest.Mon
         return house
 
     assert 2 <= asyncio.run(story()).fence.calls.count(("refresh", 0)) <= 10
+
+
+# --- virtual MACs ---------------------------------------------------------------------------------
+
+MACS = (("192.0.2.10", "02:aa:00:00:00:64"),)
+
+
+def test_virtual_macs_reach_every_door_and_the_fence_shelters_each_new_place() -> None:
+    guard = effects.Guard(51, 2, 280_000, ("192.0.2.10",), MACS, "192.0.2.1")
+    prepare = effects.Prepare(2, frozenset({"192.0.2.10"}), MACS)
+    brain = FakeBrain(on(events.ApiConfirmed, guard, prepare))
+
+    async def story() -> House:
+        house = House(brain)
+        await house.live(lambda: house.loop.feed(events.ApiConfirmed()))
+        return house
+
+    house = asyncio.run(story())
+    assert house.fence.guards == [guard]
+    assert house.addresses.macs == {2: dict(MACS)}
+    assert house.frames.prepared == [(2, prepare.addresses, dict(MACS), False)]
+    assert house.fence.sheltered == 1
+
+
+def test_virtual_macs_of_others_are_told_while_they_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_MACS_S", 0.02)
+    brain = FakeBrain()
+
+    async def story() -> None:
+        house = House(brain)
+        running = asyncio.get_running_loop()
+
+        def speak() -> None:
+            house.fence.heard = frozenset({"02:aa:00:00:00:64"})
+            running.call_later(0.07, setattr, house.fence, "heard", frozenset())
+
+        await house.live(speak, seconds=0.3)
+
+    asyncio.run(story())
+    heard = [event for event in brain.handled if isinstance(event, events.MacsHeard)]
+    assert 1 <= len(heard) <= 8
+    assert set(heard) == {events.MacsHeard(frozenset({"02:aa:00:00:00:64"}))}

@@ -16,6 +16,9 @@ SECOND = 1_000_000
 STRANGER, OTHER, PEER = "02:99:00:00:00:01", "02:99:00:00:00:02", "02:00:00:00:00:02"
 
 
+OWN = "02:aa:00:00:00:64"
+
+
 class Scene:
     """A router that holds 10.0.0.100 on eth0."""
 
@@ -24,6 +27,7 @@ class Scene:
         self.nic = Nic(Link(2, Interface("eth0", "02:00:00:00:00:01", ("10.0.0.1/24",))), "a")
         self.conflicts = Conflicts(self.host, "vr-51")
         self.holding = Holding("10.0.0.100")
+        self.holding.mac = bytes.fromhex(OWN.replace(":", ""))
 
     def claim(self, mac: str, now_us: int, holding: Holding | None = None) -> None:
         self.conflicts.claimed(holding or self.holding, mac, self.nic, peer=mac == PEER, now_us=now_us)
@@ -66,6 +70,11 @@ def test_a_flood_of_claims_makes_one_burst_a_second() -> None:
         ([(PEER, 0), (STRANGER, 1)], [(STRANGER, "AddressClaimed")]),
         ([(STRANGER, 0), (PEER, 3 * SECOND)], [(STRANGER, "AddressClaimed")]),
         ([(STRANGER, 0), (OTHER, 1)], [(OTHER, "AddressClaimed")]),
+        ([(OWN, 0)], []),
+        ([(OWN, 0), (OWN, 2 * SECOND - 1)], []),
+        ([(OWN, 0), (OWN, 2 * SECOND)], [(OWN, "MACDoubled")]),
+        ([(OWN, 0), (STRANGER, 1)], [(STRANGER, "AddressClaimed")]),
+        ([(STRANGER, 0), (OWN, 3 * SECOND)], [(STRANGER, "AddressClaimed")]),
     ],
 )
 def test_a_stranger_is_told_of_at_once_and_a_peer_who_goes_on(
@@ -91,6 +100,14 @@ def test_the_worse_news_is_told_and_two_strangers_do_not_flap_the_report() -> No
     for now in range(3 * SECOND, 4 * SECOND, 1000):
         scene.claim((STRANGER, OTHER, PEER)[now // 1000 % 3], now)
     assert not scene.host.dirty
+
+
+def test_a_doubled_mac_is_no_candidates_claim_though_a_candidate_sent_it() -> None:
+    scene = Scene()
+    for now in (0, 2 * SECOND):
+        scene.conflicts.claimed(scene.holding, OWN, scene.nic, peer=True, now_us=now)
+
+    assert scene.reported() == [(OWN, "MACDoubled")]
 
 
 def test_it_asks_each_second_and_is_over_five_seconds_after_the_last_claim() -> None:

@@ -34,6 +34,25 @@ def test_what_is_guarded_is_said_once_and_again_when_it_is_other() -> None:
         assert said(host) == [do.Guard(51, *wanted)]
 
 
+def test_virtual_macs_are_part_of_it_and_the_hosts_own_address_only_with_them() -> None:
+    fence, host = gate()
+    macs = (("10.0.0.100", "02:aa:00:00:00:64"),)
+    fence.guard(2, LEASE, ("10.0.0.100",), (), "10.0.0.1")
+    fence.guard(2, LEASE, ("10.0.0.100",), (), "10.0.0.2")
+    assert said(host) == [do.Guard(51, 2, LEASE, ("10.0.0.100",))]
+    assert fence.macs == []
+
+    fence.guard(2, LEASE, ("10.0.0.100",), macs, "10.0.0.1")
+    fence.guard(2, LEASE, ("10.0.0.100",), macs, "10.0.0.2")
+    assert said(host) == [
+        do.Guard(51, 2, LEASE, ("10.0.0.100",), macs, own) for own in ("10.0.0.1", "10.0.0.2")
+    ]
+    assert fence.macs == [(2, "10.0.0.100", "02:aa:00:00:00:64")]
+
+    fence.unguard()
+    assert fence.macs == []
+
+
 def test_only_what_is_guarded_is_given_up_and_can_be_guarded_anew() -> None:
     fence, host = gate()
     fence.unguard()
@@ -96,6 +115,19 @@ def test_a_lease_that_ran_out_while_nobody_was_there_is_taken_again_without_aski
     assert take.until_us == 1000 + LEASE
     assert fence.asked is None
     assert not fence.answered(take.id, is_open=True, now_us=1001)
+
+
+def test_only_the_last_retake_can_be_refused() -> None:
+    fence, host = gate()
+    fence.retake(1000, LEASE)
+    fence.retake(2000, LEASE)
+    fence.ask(3000)
+    first, last, asked = (effect.id for effect in said(host) if isinstance(effect, do.Take))
+
+    assert fence.refused(last, is_open=False)
+    assert not fence.refused(last, is_open=True)
+    assert not fence.refused(first, is_open=False)
+    assert not fence.refused(asked, is_open=False)
 
 
 def test_each_verb_is_about_this_router() -> None:
