@@ -10,6 +10,7 @@ from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, TypeVar
 
+from holdfast_api.names import OPERATOR_LEASE, OPERATOR_NAMESPACE
 from tests.rig.api import Api, Object, condition
 from tests.rig.binaries import Say, say_on_stderr
 from tests.rig.confinement import NOBODY, ROOT, Confinement
@@ -28,6 +29,7 @@ LEASE_SECONDS: Final = 25
 LISTEN_SECONDS: Final = 4.6  # it listens for 4 s before it may use a VRID, and then says so
 LEASE_NAMESPACE: Final = "holdfast-speakers"
 WAIT_SECONDS: Final = 30.0  # for what is only waited for, not promised within a time
+MOST_LOSSES: Final = 2  # that an operator may know of when a story begins
 _POLL_SECONDS: Final = 0.02
 
 T = TypeVar("T")
@@ -56,6 +58,7 @@ class Cluster:
         self.hosts: dict[str, Host] = {}
         self.operators: dict[str, Process] = {}
         self._speaker_started: dict[str, float] = {}
+        self._losses = 0
         self._host_names = [f"h{i}" for i in range(1, hosts + 1)]
         self._operator_names = [f"op{i}" for i in range(1, operators + 1)]
         self._capabilities = tuple(capabilities)
@@ -117,10 +120,7 @@ class Cluster:
                 cable.mend()
             if host.speaker is not None and host.speaker.running():
                 host.resume_speaker()
-        for name in self._operator_names:
-            if not self.operators[name].running():
-                self.start_operator(name)
-            self.operators[name].resume()
+        self._renew_operators()
         for kind in ("VirtualIP", "VirtualIPPool"):
             self.api.delete_all(kind)
         for host in self.hosts.values():
@@ -131,7 +131,25 @@ class Cluster:
                 host.boot()
                 self.start_speaker(host.name)
         self.wait_speakers()
+        self.wait_until("an operator leads", self._is_led)
         self.wait_until("nothing bound and no router left", self._empty)
+
+    def _renew_operators(self) -> None:
+        """One that saw a host fail three times takes it for unsteady, for ten minutes: a story gets a new one
+        before that."""
+        losses = sum(_takeovers_told(host) for host in self.hosts.values())
+        forgets = losses - self._losses >= MOST_LOSSES
+        self._losses = losses if forgets else self._losses
+        for name in self._operator_names:
+            self.operators[name].resume()
+            if forgets and self.operators[name].running():
+                self.operators[name].terminate()
+            if not self.operators[name].running():
+                self.start_operator(name)
+
+    def _is_led(self) -> bool:
+        lease = self.api.get("Lease", OPERATOR_LEASE, OPERATOR_NAMESPACE) or {}
+        return bool((lease.get("spec") or {}).get("holderIdentity"))
 
     def _empty(self) -> bool:
         bound = any(host.addresses() for host in self.hosts.values())
@@ -320,3 +338,9 @@ class Cluster:
             state = "runs" if operator.running() else f"ended with {operator.exit_code()}"
             parts.append(f"{name} {state}; its log ends:\n{operator.tail()}")
         return "\n".join(parts)
+
+
+def _takeovers_told(host: Host) -> int:
+    """How often the host's speakers have taken over from one that failed, or that let go."""
+    text = host.speaker.log.read_text(errors="replace") if host.speaker is not None else ""
+    return text.count("reason=ActiveSilent") + text.count("reason=ActiveResigned")

@@ -84,11 +84,15 @@ class Account:
         return sorted(question for question, count in counts.items() if count > 1)
 
     def shared(self) -> list[int]:
-        """The questions during which two had the address: doubled ones, and one's between two of another."""
+        """The questions during which two had the address: doubled ones, and one's between two of another.
+
+        A single question that was the old holder's last and the new one's first is a move: on a busy machine
+        it reaches one some ms after the other.
+        """
         by_question: list[set[str]] = [set() for _ in self.asked]
         for answer in self.answers:
             by_question[answer.question].add(answer.mac)
-        found = set(self.doubled())
+        found = {question for question in self.doubled() if not self._is_move(question, by_question)}
         latest: dict[str, int] = {}
         for question, macs in enumerate(by_question):
             for mac in macs:
@@ -97,6 +101,13 @@ class Account:
                     found |= {between for between in range(before + 1, question) if by_question[between]}
                 latest[mac] = question
         return sorted(found)
+
+    def _is_move(self, question: int, by_question: list[set[str]]) -> bool:
+        """Whether, within ``RETURN_MS``, only one of the two answered before, and only the other after."""
+        reach = int(RETURN_MS / EVERY_MS)
+        before = set().union(*by_question[max(question - reach, 0) : question])
+        after = set().union(*by_question[question + 1 : question + 1 + reach])
+        return len(before) == len(after) == 1 and not before & after
 
     @property
     def double_ms(self) -> float:
