@@ -295,6 +295,16 @@ def test_in_no_order_does_a_frame_leave_with_the_mac_without_a_lease(
     assert len(tap.frames(SLACK_S)) > 100  # and could be seen
 
 
+def test_nor_while_the_table_is_made_anew_again_and_again(field: Field, fence: KernelFence) -> None:
+    """A frame may meet the old table when it is no longer in force, and the new one when it is not yet."""
+    tap = field.tap(V_MAC)
+    with flooding(field, "raw"):
+        for _ in range(300):
+            assert fence._rebuild() == 0
+    assert len(tap.frames(SLACK_S)) == 0
+    assert "holdfast-bar" not in field.net.run("a", "nft", "list", "tables")
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_neither_is_it_given_to_packets_when_it_is_nobodys_or_all_is_flushed(
     field: Field, fence: KernelFence, seed: int
