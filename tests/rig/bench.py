@@ -25,7 +25,18 @@ from tests.rig.cluster import Cluster
 from tests.rig.confinement import ROOT
 from tests.rig.contestants import ADDRESS, Contestant, contestants
 from tests.rig.faults import CRASH, FAULTS, STALL, STOP, Fault, chosen, restore, strike
-from tests.rig.figures import Figure, Moves, Outcome, compare, draw, moves_notes, moves_table, notes, table
+from tests.rig.figures import (
+    Figure,
+    Moves,
+    Outcome,
+    compare,
+    draw,
+    moves_notes,
+    moves_table,
+    notes,
+    paragraph,
+    table,
+)
 from tests.rig.hosts import Host
 from tests.rig.run import RigError, command, end_on_sigterm
 
@@ -317,24 +328,24 @@ def _page(text: str, each: str) -> str:
 
 
 def _second_page(text: str, rounds: int) -> str:
-    return (
-        f"{_SECOND}\n"
-        "Written by `make bench` (this part alone: `make bench ONLY=vmac`). Three hosts as above, without\n"
-        f"a control plane; adverts each 100 ms; {rounds} times each fault. An ordinary client asks 1,000\n"
-        "times a second; a deaf one, which heeds no announcement (`drop_gratuitous_arp`), and one with a\n"
-        "static ARP entry for the virtual MAC (with virtual MACs only) ask 200 times. The\n"
-        f"switch forgets a MAC after {virtual_macs.AGEING_SECONDS:.0f} s. Before each fault everybody's ARP"
-        " cache is emptied, so\n"
-        "that every new owner meets the clients for the first time. All look on for"
-        f" {virtual_macs.WATCH_SECONDS:.0f} s after the\n"
-        "fault, and longer gaps are cut off there. A recorder in the switch gets a copy of every frame\n"
-        "that the hosts send in the name of the address or from its MAC.\n\n"
-        "`use_vmac` is keepalived's in its own way, with the sysctls that it sets by itself; then with\n"
-        "those that its note on `use_vmac` recommends too (all.arp_ignore 1, all.arp_announce 1,\n"
-        "eth0.arp_filter 1); then with `vmac_xmit_base`, which sends adverts from the NIC's MAC. A planned\n"
-        "stop is SIGTERM, on which Holdfast hands over.\n\n"
-        f"{text}"
+    measured = paragraph(
+        "Written by `make bench` (this part alone: `make bench ONLY=vmac`). Three hosts as above, without a"
+        f" control plane; adverts each 100 ms; {rounds} times each fault. An ordinary client asks 1,000 times"
+        " a second; a deaf one, which heeds no announcement (`drop_gratuitous_arp`) but learns from a"
+        " question, and one with a static ARP entry for the virtual MAC ask 200 times. The switch forgets a"
+        f" MAC after {virtual_macs.AGEING_SECONDS:.0f} s. Before each fault everybody's ARP cache is emptied,"
+        " so that every new owner meets the clients for the first time. All look on for"
+        f" {virtual_macs.WATCH_SECONDS:.0f} s after the fault, and longer gaps are cut off there. A recorder"
+        " in the switch gets a copy of every frame that the hosts send in the name of the address or from its"
+        " MAC."
     )
+    who = paragraph(
+        "`use_vmac` is keepalived's in its own way, with the sysctls that it sets by itself; then with those"
+        " that its note on `use_vmac` recommends too (all.arp_ignore 1, all.arp_announce 1, eth0.arp_filter"
+        " 1); then with `vmac_xmit_base`, which sends adverts from the NIC's MAC. A planned stop is SIGTERM,"
+        " on which Holdfast hands over."
+    )
+    return f"{_SECOND}\n{measured}\n{who}\n{text}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 """Figures of a benchmark: percentiles, a table that is Markdown and reads well in a terminal, a picture."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,17 +210,22 @@ def moves_table(figures: Sequence[Moves]) -> str:
 def moves_notes(figures: Sequence[Moves]) -> str:
     """How to read the table."""
     late_ms = max((m.late_ms for f in figures for some in f.moves.values() for m in some), default=0.0)
-    return (
-        "Gap, deaf, static: each client's longest time without an answer, median / worst;\n"
-        "lost: the ordinary client's probes. The others are frames after the takeover, median /\n"
-        "worst. Wrong MAC: the address is the sender (IPv4 source, ARP sender), but the Ethernet source,\n"
-        "or the MAC that ARP names, is not the virtual one. Old owner: frames with the virtual MAC from\n"
-        "the old owner's port. Flooded: unicast frames on a port from which nobody ever spoke, from the\n"
-        "fault on, those of the deaf client to a MAC that is gone among them. Wrong caches: of the two\n"
-        "clients' in all rounds, how many had another MAC than the virtual one at the end, and how many at\n"
-        "any time (NodeMAC: another than the new owner's, at the end). The clients were late by at\n"
-        f"most {late_ms:.1f} ms.\n"
+    return paragraph(
+        "Gap, deaf, static: each client's longest time without an answer, median / worst; 5 ms is the pace of"
+        " 200 questions a second, hence nothing. Lost: the ordinary client's probes. The others are frames,"
+        " median / worst. Wrong MAC: since the takeover, the address is the sender (IPv4 source, ARP sender),"
+        " but the Ethernet source, or the MAC that ARP names, is not the virtual one. Old owner: since the"
+        " takeover, with the virtual MAC from the old owner's port. Flooded: since the fault, unicast frames"
+        " on a port from which nobody ever spoke, those of the deaf client to a MAC that is gone among them."
+        " Wrong caches: of the two clients' that learn, in all rounds, how many had another MAC than the"
+        " virtual one at the end, and how many at any time (NodeMAC: another than the new owner's, at the"
+        f" end). The clients were late by at most {late_ms:.1f} ms."
     )
+
+
+def paragraph(text: str) -> str:
+    """In lines as long as the page's others."""
+    return textwrap.fill(text, 100, break_on_hyphens=False, break_long_words=False) + "\n"
 
 
 def _spread(values: Sequence[float]) -> str:
