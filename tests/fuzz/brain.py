@@ -13,6 +13,7 @@ An input is one byte that says what it is, and the rest:
     248       the API confirms
     249       the kernel refuses addresses, or takes them again
     250       the frame fifteen hundred times, each time from somebody else
+    251       frames by virtual MACs of ours have come in: six bytes each
 """
 
 from collections import deque
@@ -42,7 +43,8 @@ HEAVY: Final = frozenset(bytes((kind,)) for kind in (*range(220, 230), 250))  # 
 _FLOOD: Final = 1_500
 
 _PLAN: Final = (
-    "plan vr-51 10.0.0.100 claimed 10.0.0.101 2001:db8::100 claimed candidates=a:250,b:248,c:246",
+    f"plan vr-51 10.0.0.100={frames.VIRTUAL_MAC.hex(':')} claimed 10.0.0.101 2001:db8::100 claimed "
+    "candidates=a:250,b:248,c:246",
     "plan vr-52 10.0.0.102 claimed candidates=b:250,a:248 failback=Immediate",
     "plan vr-53 2001:db8::101 candidates=a:250,b:248 interval=10",
 )
@@ -76,10 +78,11 @@ class Brain(Target):
             b"\xf0[" + b",".join(routers[:3]) + b"]",
             b"\xf4vr-51",
             b"\xf6" + ip_address("10.0.0.100").packed,
+            b"\xfb" + frames.VIRTUAL_MAC,
         ]
 
     def make(self, rng: Random, pool: Sequence[bytes]) -> bytes:
-        kind = int(rng.random() * 251)
+        kind = int(rng.random() * 252)
         if self._strangers and 229 < kind < 249:
             kind -= 229
         if kind >= 220 and rng.random() < 0.5:
@@ -89,6 +92,9 @@ class Brain(Target):
             return head + frames.random_frame(rng, (_one(rng, pool, 0, 220),))
         if kind == 250:
             return head + build(frames.random_advert(rng), frames.MAC)
+        if kind == 251:
+            several = (frames.VIRTUAL_MAC, frames.MAC, rng.randbytes(6), rng.randbytes(int(rng.random() * 9)))
+            return head + b"".join(several[int(rng.random() * 4) :])
         if kind < 230:
             return head + int(rng.random() ** 6 * 2**21).to_bytes(3, "big")
         if kind < 244:
@@ -132,6 +138,9 @@ class Brain(Target):
             self._pass(int.from_bytes(rest[:3]) * 10)
         elif kind == 249:
             stage.bind_fails = "" if stage.bind_fails else "refused"
+        elif kind == 251:
+            macs = (rest[at : at + 6].hex(":") for at in range(0, len(rest), 6))
+            stage.handle(on.MacsHeard(frozenset(macs)))
         elif kind == 250:
             for number in range(_FLOOD):
                 frame = _from_somebody(rest, number)

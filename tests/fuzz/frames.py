@@ -14,6 +14,7 @@ from tests.fuzz.mutate import damaged
 from tests.sim import wire
 
 MAC: Final = bytes.fromhex("020000000099")
+VIRTUAL_MAC: Final = bytes.fromhex("02aa00000064")  # 10.0.0.100's, on the brain's stage
 KEYS: Final = {1: b"k" * 32, 2: b"n" * 64}
 WALL_US: Final = 1_700_000_000_000_000
 CAPTURED: Final = Path(__file__).parents[1] / "unit/speaker/keepalived.hex"
@@ -42,6 +43,8 @@ def recorded() -> list[bytes]:
     keepalived = [bytes.fromhex(line.split()[-1]) for line in lines if not line.startswith("#")]
     claims = [wire.claim(address, MAC) for address in ("10.0.0.100", "2001:db8::100", "fe80::9")]
     probes = [wire.probe(address, MAC) for address in ("10.0.0.100", "2001:db8::100")]
+    claims += [wire.claim("10.0.0.100", VIRTUAL_MAC)]
+    claims += [VIRTUAL_MAC + wire.claim("10.0.0.2", MAC)[6:20] + b"\0\2" + wire.claim("10.0.0.2", MAC)[22:]]
     return [*keepalived, *claims, *probes, *signed()[:8], *(_asked(kind) for kind in (2, 3))]
 
 
