@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from holdfast_speaker import fence_rules
 from holdfast_speaker.fence import KernelFence, jiffy_us
+from holdfast_speaker.fence_words import TABLE
 from tests.netns.fence_field import (
     A_MAC,
     ALL,
@@ -436,4 +436,4 @@ def test_255_routers_and_8192_addresses_fit(field: Field, fence: KernelFence) ->
     field.net.run("a", "nft", "flush", "ruleset")
     assert fence.mend() == frozenset(range(1, 256))
     assert fence.take(255)
-    assert field.net.run("a", "nft", "list", "map", "netdev", fence_rules.TABLE, "own4").count("goto") == 8160
+    assert field.net.run("a", "nft", "list", "map", "netdev", TABLE, "own4").count("goto") == 8160
