@@ -96,3 +96,8 @@ class Onlookers:
         gaps = ", ".join(f"{a}: lost {n}, gap {self.gap_ms(a):.0f} ms" for a, n in self.lost.items())
         double = f"two answered {self._witness.doubled} questions, {self.double_ms:.0f} ms"
         print(f"{what}: {gaps}; {double}; machine late {self.late_ms:.0f} ms")
+        for address, seen in self._answers.items():
+            for gap in seen.gaps if self.lost[address] else ():
+                after_s = gap.start - (seen.first_answer or 0.0)
+                moved = f"{gap.mac_before} to {gap.mac_after}"
+                print(f"  {address}: {gap.ms:.0f} ms after {after_s:.3f} s, {gap.lost} lost, {moved}")
