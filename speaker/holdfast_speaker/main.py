@@ -18,10 +18,10 @@ from holdfast_api.conditions import Reason
 from holdfast_api.kube import Config, ConfigError, Kube
 from holdfast_api.types import Condition
 from holdfast_speaker import collector
-from holdfast_speaker.addresses import KernelAddresses
+from holdfast_speaker.addresses.kernel import KernelAddresses
 from holdfast_speaker.alarm import now_us
 from holdfast_speaker.cluster import ApiCluster
-from holdfast_speaker.fence import KernelFence, jiffy_us
+from holdfast_speaker.fence.kernel import KernelFence, jiffy_us
 from holdfast_speaker.frames import ScapyFrames
 from holdfast_speaker.keys import KeyFiles, KeysError
 from holdfast_speaker.link import Link

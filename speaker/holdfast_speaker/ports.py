@@ -62,7 +62,7 @@ class Surroundings:
 
 
 class Addresses(Protocol):
-    """rtnetlink (``addresses.py``). bind, release, refresh block about 10 us an address and never raise.
+    """rtnetlink (``addresses/``). bind, release, refresh block about 10 us an address and never raise.
 
     An address with a virtual MAC lives on a macvlan of its MAC; everybody else says and hears its NIC.
     """
@@ -91,7 +91,7 @@ class Addresses(Protocol):
 
 
 class Fence(Protocol):
-    """The kernel's fence (``fence.py``). Nothing here raises; each verb takes a fraction of a millisecond.
+    """The kernel's fence (``fence/``). Nothing here raises; each verb takes a fraction of a millisecond.
 
     Where the kernel has none (``fault`` says why), all verbs do nothing, and ``take`` says yes.
     """

@@ -26,7 +26,8 @@ from holdfast_api.decode import (
 from holdfast_api.kubeconfig import Config, ConfigError
 from holdfast_api.lines import Lines, LineTooLongError
 from holdfast_api.watch import _ExpiredError, _NoWatchListError, _Place, _Reading
-from holdfast_speaker import netlink, snapshot
+from holdfast_speaker import netlink
+from holdfast_speaker.addresses import snapshot
 from holdfast_speaker.arp import claim
 from holdfast_speaker.cluster import name_of, read_router
 from holdfast_speaker.events import RouterRejected

@@ -21,7 +21,7 @@ from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6NDOptSrcLLA
 from scapy.layers.l2 import ARP, Ether
 
 from holdfast_speaker import virtual_mac
-from holdfast_speaker.fence import KernelFence
+from holdfast_speaker.fence.kernel import KernelFence
 from holdfast_speaker.vrrp.advert import Advert, Family, build, listing
 from tests.netns.small_net import Net
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from holdfast_speaker.addresses import MARK, KernelAddresses
+from holdfast_speaker.addresses.kernel import MARK, KernelAddresses
 from holdfast_speaker.events import AddressesSeen, LinksSeen
 from tests.netns.small_net import Net
 

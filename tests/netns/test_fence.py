@@ -13,7 +13,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
 from scapy.layers.l2 import ARP, Ether
 
-from holdfast_speaker.fence import KernelFence, jiffy_us
+from holdfast_speaker.fence.kernel import KernelFence, jiffy_us
 from holdfast_speaker.vrrp.advert import Family
 from tests.netns.fence_field import (
     A_MAC,

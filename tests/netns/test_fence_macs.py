@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from holdfast_speaker import fence_guards, fence_macs, fence_rules, virtual_mac
-from holdfast_speaker.fence import KernelFence
-from holdfast_speaker.fence_words import ORPHANS, TABLE
+from holdfast_speaker import virtual_mac
+from holdfast_speaker.fence import guarding, mac_rules, rules
+from holdfast_speaker.fence.kernel import KernelFence
+from holdfast_speaker.fence.words import ORPHANS, TABLE
 from tests.netns.fence_field import (
     A_MAC,
     B4,
@@ -402,12 +403,12 @@ def test_what_200_macvlans_cost(field: Field, fence: KernelFence, capsys: pytest
 
 def test_the_count_of_rules_is_right() -> None:
     """``mend`` makes the table anew when it isn't."""
-    guards: fence_guards.Guards = {
-        ORPHANS: fence_guards.Guard(0, 0),
-        7: fence_guards.Guard(2, 1, frozenset({V4}), {V4: V_MAC}, OWN),
-        8: fence_guards.Guard(2, 1),
+    guards: guarding.Guards = {
+        ORPHANS: guarding.Guard(0, 0),
+        7: guarding.Guard(2, 1, frozenset({V4}), {V4: V_MAC}, OWN),
+        8: guarding.Guard(2, 1),
     }
-    messages = [*fence_rules.table(1, 2), *fence_guards.whole(guards)]
-    assert fence_macs.mac_bytes(V_MAC) in b"".join(messages)
-    rules = sum(message[4] == 6 for message in messages)  # NFT_MSG_NEWRULE
-    assert rules == fence_rules.count_rules(2, orphans=True)
+    messages = [*rules.table(1, 2), *guarding.whole(guards)]
+    assert mac_rules.mac_bytes(V_MAC) in b"".join(messages)
+    counted = sum(message[4] == 6 for message in messages)  # NFT_MSG_NEWRULE
+    assert counted == rules.count_rules(2, orphans=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from holdfast_speaker.fence import KernelFence, jiffy_us
-from holdfast_speaker.fence_words import TABLE
+from holdfast_speaker.fence.kernel import KernelFence, jiffy_us
+from holdfast_speaker.fence.words import TABLE
 from tests.netns.fence_field import (
     A_MAC,
     ALL,
@@ -276,7 +276,7 @@ def test_what_nft_lists_of_it_nft_can_load_again(field: Field, fence: KernelFenc
 
 _CONFINED = """
 import socket
-from holdfast_speaker.fence import KernelFence
+from holdfast_speaker.fence.kernel import KernelFence
 fence = KernelFence()
 print(fence.fault)
 fence.open(["192.0.2.10"])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast_speaker.addresses import KernelAddresses
+from holdfast_speaker.addresses.kernel import KernelAddresses
 from holdfast_speaker.virtual_mac import ALIAS, device
 from tests.netns.small_net import Net
 from tests.netns.test_addresses import latest, shown, until, watching
@@ -579,7 +579,7 @@ def test_release_everything_leaves_neither_addresses_nor_macvlans_of_anybodys(on
 
 CONFINED = """
 import asyncio, socket, sys
-from holdfast_speaker.addresses import KernelAddresses
+from holdfast_speaker.addresses.kernel import KernelAddresses
 door = KernelAddresses()
 index = socket.if_nametoindex("eth0")
 macs = {"192.0.2.10": "02:11:22:33:44:55", "2001:db8::10": "02:11:22:33:44:55"}

@@ -18,7 +18,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 
 from holdfast_speaker import virtual_mac
-from holdfast_speaker.fence import KernelFence
+from holdfast_speaker.fence.kernel import KernelFence
 from tests.netns.fence_field import (
     A_MAC,
     ALL,

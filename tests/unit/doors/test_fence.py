@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from holdfast_speaker import fence as door
-from holdfast_speaker import fence_rules as rules
-from holdfast_speaker import nftables as nft
-from holdfast_speaker.fence import KernelFence, jiffy_us
-from holdfast_speaker.fence_orders import new_mark
-from holdfast_speaker.nftables_socket import Nftables
+from holdfast_speaker.fence import kernel as door
+from holdfast_speaker.fence import nftables as nft
+from holdfast_speaker.fence import rules
+from holdfast_speaker.fence.kernel import KernelFence, jiffy_us
+from holdfast_speaker.fence.nftables_socket import Nftables
+from holdfast_speaker.fence.orders import new_mark
 
 
 class Kernel:

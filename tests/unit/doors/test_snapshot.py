@@ -9,9 +9,9 @@ from ipaddress import IPv6Address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast_speaker import snapshot
+from holdfast_speaker.addresses import snapshot
+from holdfast_speaker.addresses.snapshot import KernelAddress, KernelLink, KernelNeighbour
 from holdfast_speaker.netlink import attribute
-from holdfast_speaker.snapshot import KernelAddress, KernelLink, KernelNeighbour
 from holdfast_speaker.virtual_mac import ALIAS
 
 UP = 0x1 | 0x10000

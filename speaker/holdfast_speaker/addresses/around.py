@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from holdfast_speaker import netlink, snapshot
-from holdfast_speaker.news import CALM_S, within
+from holdfast_speaker import netlink
+from holdfast_speaker.addresses import snapshot
+from holdfast_speaker.addresses.news import CALM_S, within
+from holdfast_speaker.addresses.snapshot import KernelNeighbour
 from holdfast_speaker.ports import Surroundings
-from holdfast_speaker.snapshot import KernelNeighbour
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from holdfast_speaker import macvlan_requests as requests
-from holdfast_speaker import netlink, snapshot
+from holdfast_speaker import netlink
+from holdfast_speaker.addresses import macvlan_requests as requests
+from holdfast_speaker.addresses import snapshot
+from holdfast_speaker.addresses.snapshot import KernelLink
 from holdfast_speaker.netlink import attribute
-from holdfast_speaker.snapshot import KernelLink
 from holdfast_speaker.virtual_mac import ALIAS, device
 
 log = logging.getLogger(__name__)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of virtual MACs: part of ``fence_rules``'s table (semantics.md 2).
+"""The rules of virtual MACs: part of ``rules``'s table (semantics.md 2).
 
     sets   macs, named4         our virtual MACs; the IPv4 addresses that have one
            heard    MAC, 1 s    ours, but somebody else's frame came in with it
@@ -22,8 +22,8 @@ its router was ever taken: a Backup has macvlans, too.
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from holdfast_speaker import nftables as nft
-from holdfast_speaker.fence_words import (
+from holdfast_speaker.fence import nftables as nft
+from holdfast_speaker.fence.words import (
     ADDRESSES,
     ALIVE,
     ARP,

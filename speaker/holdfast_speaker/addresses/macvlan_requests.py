@@ -5,7 +5,8 @@ import socket
 import struct
 from typing import Final
 
-from holdfast_speaker import netlink, snapshot
+from holdfast_speaker import netlink
+from holdfast_speaker.addresses import snapshot
 from holdfast_speaker.netlink import attribute
 from holdfast_speaker.virtual_mac import ALIAS, device
 

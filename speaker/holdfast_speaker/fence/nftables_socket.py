@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from holdfast_speaker import netlink
-from holdfast_speaker import nftables as nft
+from holdfast_speaker.fence import nftables as nft
 from holdfast_speaker.netlink import NLM_F_ACK, NLM_F_DUMP_INTR, attributes
 
 log = logging.getLogger(__name__)

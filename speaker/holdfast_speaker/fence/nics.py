@@ -9,10 +9,10 @@ import socket
 from collections.abc import Iterable
 from typing import Final
 
-from holdfast_speaker import fence_rules as rules
-from holdfast_speaker import nftables as nft
-from holdfast_speaker.fence_words import TABLE
-from holdfast_speaker.nftables_socket import Nftables
+from holdfast_speaker.fence import nftables as nft
+from holdfast_speaker.fence import rules
+from holdfast_speaker.fence.nftables_socket import Nftables
+from holdfast_speaker.fence.words import TABLE
 from holdfast_speaker.virtual_mac import PREFIX
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@
     g<VRID>  alive: accept; guarded: drop; neither: as if there were no fence (stale clients are forwarded)
     q<VRID>  asked on another NIC while guarded, or quiet: drop; else as g<VRID>
     a<VRID>  alive: begin lease and guard anew, accept; not alive: drop (late advert of a stalled speaker)
-    o<VRID>  do what it says (``fence_orders``), drop
-    in, out  virtual MACs (``fence_macs``), then by protocol to ip-in and so on, which look into the maps;
+    o<VRID>  do what it says (``orders``), drop
+    in, out  virtual MACs (``mac_rules``), then by protocol to ip-in and so on, which look into the maps;
              every packet of the host passes here, so what is rare (VLAN tags) is looked at behind the maps.
              in<ifindex>, out<ifindex>: each NIC
 
@@ -22,9 +22,9 @@ never alive.
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from holdfast_speaker import fence_macs, fence_orders
-from holdfast_speaker import nftables as nft
-from holdfast_speaker.fence_words import (
+from holdfast_speaker.fence import mac_rules, orders
+from holdfast_speaker.fence import nftables as nft
+from holdfast_speaker.fence.words import (
     ADDRESSES,
     ADVERTISEMENT,
     ALIVE,
@@ -82,7 +82,7 @@ def table(mark: int, order_mark: int) -> nft.Messages:
         nft.new_set(TABLE, GUARDED, nft.CONSTANT_KEY, _ROUTERS, nft.SET_TIMEOUT | nft.SET_DYNAMIC),
         nft.new_set(TABLE, QUIET, nft.CONSTANT_KEY, _ROUTERS, nft.SET_DYNAMIC),
         *(nft.new_set(TABLE, name, key, ADDRESSES, nft.SET_MAP) for name, key in _MAPS.items()),
-        *fence_macs.sets(),
+        *mac_rules.sets(),
         *(nft.new_chain(TABLE, chain) for chain in shared),
         *(nft.new_rule(TABLE, chain, *rule) for chain, listed in shared.items() for rule in listed),
     ]
@@ -109,12 +109,12 @@ def _shared(mark: int, order_mark: int) -> dict[str, list[nft.Expressions]]:
     order = (*marked(order_mark), nft.payload(nft.NETWORK, 0, 1), nft.mapped("orders"))
     return {
         TAGGED: _of_a_vlan(),
-        **fence_macs.questions(),
+        **mac_rules.questions(),
         **_incoming(),
         **_outgoing(mark),
-        "in": [*fence_macs.incoming(), *_by_protocol("in")],
-        "out": [*fence_macs.outgoing(unmarked), *_by_protocol("out"), order],
-        "mac": fence_macs.sheltered(),
+        "in": [*mac_rules.incoming(), *_by_protocol("in")],
+        "out": [*mac_rules.outgoing(unmarked), *_by_protocol("out"), order],
+        "mac": mac_rules.sheltered(),
     }
 
 
@@ -202,7 +202,7 @@ def remove(virtual_router_id: int) -> nft.Messages:
 def chains(virtual_router_id: int) -> tuple[str, ...]:
     """An earlier one may be gone to from a later one."""
     letters = "gq" if virtual_router_id == ORPHANS else "gqao"
-    return *_letters(virtual_router_id, letters), *fence_macs.chains(virtual_router_id)
+    return *_letters(virtual_router_id, letters), *mac_rules.chains(virtual_router_id)
 
 
 def _letters(virtual_router_id: int, letters: str) -> list[str]:
@@ -216,7 +216,7 @@ def _filled(virtual_router_id: int, index: int, lease_ms: int, own: str | None) 
         nft.new_rule(TABLE, held, number, nft.within(ALIVE), nft.accept()),
         nft.new_rule(TABLE, held, number, nft.within(GUARDED), nft.drop()),
         *_questions(virtual_router_id, index),
-        *fence_macs.router(virtual_router_id, index, own),
+        *mac_rules.router(virtual_router_id, index, own),
     ]
     if virtual_router_id != ORPHANS:
         messages += _adverts(virtual_router_id, index, lease_ms)
@@ -251,19 +251,19 @@ def _adverts(virtual_router_id: int, index: int, lease_ms: int) -> nft.Messages:
 
 
 def _orders(virtual_router_id: int, lease_ms: int) -> nft.Messages:
-    orders = f"o{virtual_router_id}"
+    chain = f"o{virtual_router_id}"
     number = nft.constant(virtual_router_id)
     lease = nft.rearmed(ALIVE, lease_ms)
 
     def order(code: int, *obeyed: bytes) -> bytes:
         said = (nft.payload(nft.NETWORK, 1, 1), nft.equal(bytes((code,))))
-        return nft.new_rule(TABLE, orders, *said, number, *obeyed, nft.drop())
+        return nft.new_rule(TABLE, chain, *said, number, *obeyed, nft.drop())
 
     return [
-        order(fence_orders.TAKE, nft.rearmed(GUARDED, GUARD_MS), lease),
-        order(fence_orders.EXTEND, nft.within(ALIVE), lease),
-        order(fence_orders.QUIET, nft.rearmed(QUIET)),
-        nft.new_rule(TABLE, orders, nft.drop()),
+        order(orders.TAKE, nft.rearmed(GUARDED, GUARD_MS), lease),
+        order(orders.EXTEND, nft.within(ALIVE), lease),
+        order(orders.QUIET, nft.rearmed(QUIET)),
+        nft.new_rule(TABLE, chain, nft.drop()),
     ]
 
 

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterable
 from typing import Final
 
-from holdfast_speaker import nftables as nft
+from holdfast_speaker.fence import nftables as nft
 
 TABLE: Final = "holdfast"
 ALIVE, GUARDED, QUIET = "alive", "guarded", "quiet"

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from holdfast_speaker import fence_macs
-from holdfast_speaker import fence_rules as rules
-from holdfast_speaker import nftables as nft
+from holdfast_speaker.fence import mac_rules, rules
+from holdfast_speaker.fence import nftables as nft
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +75,8 @@ def _changed(before: Guards, after: Guards) -> nft.Messages:
     """The elements of these routers, from what they were to what they shall be."""
     return [
         *_moved(_addresses(before), _addresses(after), rules.disown, rules.own),
-        *_moved(_names(before), _names(after), fence_macs.unname, fence_macs.name),
-        *_moved(_macs(before), _macs(after), fence_macs.disown, fence_macs.own),
+        *_moved(_names(before), _names(after), mac_rules.unname, mac_rules.name),
+        *_moved(_macs(before), _macs(after), mac_rules.disown, mac_rules.own),
     ]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fence: the kernel silences an address whose speaker stalls or dies (semantics.md 4.3, ``fence_rules``).
+"""The fence: the kernel silences an address whose speaker stalls or dies (semantics.md 4.3, ``rules``).
 
 A lease runs in the kernel. ``take`` begins it; each advert that leaves with our mark begins it anew, and
 nothing else does; once it is over, nothing for or from the addresses passes, late adverts neither, until
@@ -8,7 +8,7 @@ it is taken again. The table outlives the process, which is the point of it.
 Here lies what the table should be; a change is one transaction. When the table was flushed by another
 hand it is made anew, but never its leases: only the election knows whether they are still ours.
 Nothing here raises. What changes the table waits for a transaction of somebody else (kube-proxy) that is
-under way; take, extend and quiet do not (``fence_orders``), nor do alive, and mend when all is well.
+under way; take, extend and quiet do not (``orders``), nor do alive, and mend when all is well.
 """
 
 import errno
@@ -18,13 +18,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from holdfast_speaker import fence_guards, fence_macs, fence_orders, fence_words
-from holdfast_speaker import fence_rules as rules
-from holdfast_speaker import nftables as nft
-from holdfast_speaker.fence_guards import Guard
-from holdfast_speaker.fence_nics import Nics, Posts, all_indexes, covers, hooks, name_of
-from holdfast_speaker.fence_words import ALIVE, GUARDED, ORPHANS, QUIET, TABLE
-from holdfast_speaker.nftables_socket import Nftables
+from holdfast_speaker.fence import guarding, mac_rules, orders, rules, words
+from holdfast_speaker.fence import nftables as nft
+from holdfast_speaker.fence.guarding import Guard
+from holdfast_speaker.fence.nftables_socket import Nftables
+from holdfast_speaker.fence.nics import Nics, Posts, all_indexes, covers, hooks, name_of
+from holdfast_speaker.fence.words import ALIVE, GUARDED, ORPHANS, QUIET, TABLE
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +61,8 @@ class KernelFence:
     """
 
     def __init__(self) -> None:
-        self.mark = fence_orders.new_mark()
-        self._orders = fence_orders.Orders()
+        self.mark = orders.new_mark()
+        self._orders = orders.Orders()
         self.fault = ""
         self._guards: dict[int, Guard] = {}
         self._guarded: set[int] = set()
@@ -103,12 +102,12 @@ class KernelFence:
             self._nics.wanted = all_indexes()
         if not self.fault:
             self._rebuild()
-            self._kernel.commit(fence_macs.unbar())  # of one that died while it made the table
+            self._kernel.commit(mac_rules.unbar())  # of one that died while it made the table
 
     def close(self) -> None:
         """No fence any more, as if there had never been one."""
         if not self.fault:
-            self._kernel.commit([nft.new_table(TABLE), nft.delete_table(TABLE), *fence_macs.unbar()])
+            self._kernel.commit([nft.new_table(TABLE), nft.delete_table(TABLE), *mac_rules.unbar()])
             self._kernel.close()
             self._orders.close()
             self.fault = "closed"
@@ -161,9 +160,9 @@ class KernelFence:
         new = Guard(index, max(1, lease_us // _ONE_MS), theirs, has, own)
         if virtual_router_id not in self._guards:  # its chains first: a map may send a frame there at once
             empty = Guard(new.index, new.lease_ms, own=own)
-            made, _ = fence_guards.put(self._guards, virtual_router_id, empty)
+            made, _ = guarding.put(self._guards, virtual_router_id, empty)
             self._do(f"guard {virtual_router_id}", made, stated=True)
-        messages, lost = fence_guards.put(self._guards, virtual_router_id, new)
+        messages, lost = guarding.put(self._guards, virtual_router_id, new)
         if ORPHANS in lost and virtual_router_id not in self._guarded:
             self._guarded.add(virtual_router_id)
             messages += _guarded(virtual_router_id)
@@ -175,14 +174,14 @@ class KernelFence:
             return
         for known in (self._guarded, self._quiet, self._taken, self._lost):
             known.discard(virtual_router_id)
-        messages = fence_guards.remove(self._guards, virtual_router_id)
+        messages = guarding.remove(self._guards, virtual_router_id)
         self._do(f"unguard {virtual_router_id}", messages, stated=True)
 
     def adopt(self, address: str) -> None:
         """No orphan any more: released, or somebody else's."""
         left = self._guards.get(ORPHANS)
         if left is not None and address in {*left.addresses, *left.macs} and not self.fault:
-            messages, _ = fence_guards.put(self._guards, ORPHANS, left.without_address(address))
+            messages, _ = guarding.put(self._guards, ORPHANS, left.without_address(address))
             self._do(f"adopt {address}", messages, stated=True)
 
     def shelter(self) -> None:
@@ -192,7 +191,7 @@ class KernelFence:
 
     def heard_macs(self) -> frozenset[str]:
         """Virtual MACs of ours that were the sender of frames that came in within the last second."""
-        heard = None if self.fault else self._kernel.members(TABLE, fence_macs.HEARD)
+        heard = None if self.fault else self._kernel.members(TABLE, mac_rules.HEARD)
         return frozenset(mac.hex(":") for mac in heard or ())
 
     # --- leases ---------------------------------------------------------------------------------
@@ -210,9 +209,7 @@ class KernelFence:
             *rules.forget(virtual_router_id, QUIET),
             *rules.begin(virtual_router_id, ALIVE, guard.lease_ms),
         ]
-        ordered = virtual_router_id not in self._quiet and self._order(
-            virtual_router_id, fence_orders.TAKE, ALIVE
-        )
+        ordered = virtual_router_id not in self._quiet and self._order(virtual_router_id, orders.TAKE, ALIVE)
         if not ordered and not self._do(f"take {virtual_router_id}", messages):
             return False
         self._guarded.add(virtual_router_id)
@@ -228,18 +225,18 @@ class KernelFence:
         guard = self._guards.get(virtual_router_id)
         if guard is None:
             return False
-        if self._order(virtual_router_id, fence_orders.EXTEND, ALIVE):
+        if self._order(virtual_router_id, orders.EXTEND, ALIVE):
             return True
         return self._kernel.commit(rules.prolong(virtual_router_id, guard.lease_ms)) == 0
 
     def alive(self, virtual_router_id: int) -> bool:
-        return bool(self.fault) or self._kernel.contains(TABLE, ALIVE, fence_words.key(virtual_router_id))
+        return bool(self.fault) or self._kernel.contains(TABLE, ALIVE, words.key(virtual_router_id))
 
     def quiet(self, virtual_router_id: int) -> None:
         """No answer to ARP and ND any more; what comes all the same is still served."""
         if virtual_router_id in self._guards and not self.fault:
             self._quiet.add(virtual_router_id)
-            if not self._order(virtual_router_id, fence_orders.QUIET, QUIET):
+            if not self._order(virtual_router_id, orders.QUIET, QUIET):
                 self._do(f"quiet {virtual_router_id}", rules.begin(virtual_router_id, QUIET), stated=True)
 
     def silent(self, virtual_router_id: int) -> None:
@@ -265,7 +262,7 @@ class KernelFence:
         return (
             device is not None
             and self._orders.give(device, virtual_router_id, order)
-            and self._kernel.contains(TABLE, effect, fence_words.key(virtual_router_id))
+            and self._kernel.contains(TABLE, effect, words.key(virtual_router_id))
         )
 
     # --- the kernel -----------------------------------------------------------------------------
@@ -294,15 +291,15 @@ class KernelFence:
         """The table from memory in one transaction; 0 or an errno. Leases that ran are over by it."""
         posts = self._nics.due()
         macs = {mac for guard in self._guards.values() for mac in guard.macs.values()}
-        barred = bool(macs) and not self._kernel.commit(fence_macs.bar(macs, covers(posts)))
+        barred = bool(macs) and not self._kernel.commit(mac_rules.bar(macs, covers(posts)))
         code = self._make(posts)
         if barred:
-            self._kernel.commit(fence_macs.unbar())
+            self._kernel.commit(mac_rules.unbar())
         return code
 
     def _make(self, posts: Posts) -> int:
         messages = rules.table(self.mark, self._orders.mark)
-        messages += fence_guards.whole(self._guards)
+        messages += guarding.whole(self._guards)
         for virtual_router_id in self._guarded:
             messages += _guarded(virtual_router_id)
         for virtual_router_id in self._quiet:

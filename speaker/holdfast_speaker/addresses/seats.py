@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from holdfast_speaker.macvlans import Macvlans
+from holdfast_speaker.addresses.macvlans import Macvlans
 
 Spot = tuple[int, str]  # the index of the device an address really sits on, and the address
 

@@ -19,15 +19,16 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
 
-from holdfast_speaker import netlink, snapshot
-from holdfast_speaker.around import Around, Place
+from holdfast_speaker import netlink
+from holdfast_speaker.addresses import snapshot
+from holdfast_speaker.addresses.around import Around, Place
+from holdfast_speaker.addresses.macvlans import SKIP_STATISTICS, Macvlans
+from holdfast_speaker.addresses.news import News
+from holdfast_speaker.addresses.seats import Seats, Spot
+from holdfast_speaker.addresses.snapshot import KernelAddress, KernelLink
 from holdfast_speaker.bare_package import bare_package
 from holdfast_speaker.events import AddressesSeen, LinksSeen
-from holdfast_speaker.macvlans import SKIP_STATISTICS, Macvlans
-from holdfast_speaker.news import News
 from holdfast_speaker.ports import Surroundings
-from holdfast_speaker.seats import Seats, Spot
-from holdfast_speaker.snapshot import KernelAddress, KernelLink
 
 with bare_package("pyroute2"):  # its __init__ imports all of it: 160 modules and 8 MiB that nobody asks here
     from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST
