@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from holdfast_speaker.fence.words import ORPHANS, TABLE
 from tests.netns.fence_field import (
     A_MAC,
     B4,
+    B_MAC,
     SLACK_S,
     V4,
     V6,
@@ -29,6 +30,7 @@ from tests.netns.fence_field import (
     advert,
     answer_in,
     field_of,
+    sending,
 )
 from tests.netns.small_net import Net
 
@@ -178,6 +180,25 @@ def test_unguard_leaves_nothing_of_its_macs(field: Field, fence: KernelFence) ->
     assert fence.mend() == frozenset()
 
 
+def test_an_unguarded_mac_is_silent_until_its_macvlan_is_gone(field: Field, fence: KernelFence) -> None:
+    before = listed(field)
+    device = field.plant(W_MAC)
+    fence.shelter()
+    fence.guard(9, field.home, LONG_US, ("192.0.2.11",), {"192.0.2.11": W_MAC})
+    assert fence.take(9)
+    tap = field.tap(W_MAC)
+    with flooding_by(field, W_MAC):
+        time.sleep(0.02)
+        assert tap.frames(SLACK_S), "it could be seen"
+        fence.unguard(9)
+        tap.frames(SLACK_S)
+        assert fence.mend() == frozenset()
+        assert tap.frames(SLACK_S) == []
+    field.net.ip("a", f"link del {device}")
+    assert fence.mend() == frozenset()
+    assert listed(field) == before
+
+
 # --- in whatever order -------------------------------------------------------------------------------
 
 _FLOOD = """
@@ -201,6 +222,13 @@ while True:
     except OSError:
         pass
 """
+
+
+def flooding_by(field: Field, mac: str) -> AbstractContextManager[None]:
+    """Whole frames with that MAC, from eth0."""
+    return sending(
+        field.mouth(), mac_rules.mac_bytes(B_MAC) + mac_rules.mac_bytes(mac) + b"\x88\xb6" + bytes(46), 0.0005
+    )
 
 
 @contextmanager

@@ -13,11 +13,13 @@ under way; take, extend and quiet do not (``orders``), nor do alive, and mend wh
 
 import errno
 import logging
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from holdfast_speaker import virtual_mac
 from holdfast_speaker.fence import guarding, mac_rules, orders, rules, words
 from holdfast_speaker.fence import nftables as nft
 from holdfast_speaker.fence.guarding import Guard
@@ -69,6 +71,7 @@ class KernelFence:
         self._quiet: set[int] = set()
         self._taken: set[int] = set()
         self._lost: set[int] = set()
+        self._parting: set[int] = set()  # unguarded, but macvlans of theirs are still there
         self._nics = Nics()
         self._generation = 0
         self._standing = _NOTHING
@@ -92,7 +95,7 @@ class KernelFence:
         ``orphans``, addresses of the last process that are still bound here, are silent on every NIC
         until a router guards them or they are adopted; so are ``macs``, the virtual MACs of some of them.
         """
-        for known in (self._guards, self._guarded, self._quiet, self._taken, self._lost):
+        for known in (self._guards, self._guarded, self._quiet, self._taken, self._lost, self._parting):
             known.clear()
         self._nics = Nics()
         left = Guard(0, 0, frozenset(orphans), dict(macs))
@@ -122,6 +125,7 @@ class KernelFence:
         since the last time: to be taken again by those who are still Active."""
         if self.fault:
             return frozenset()
+        self._part()
         chains = self._kernel.chains(TABLE)
         if self._whole(chains):
             self._mend_nics(chains)
@@ -155,6 +159,7 @@ class KernelFence:
         stay silent, and for ``macs``, the virtual MAC of each that has one: nobody hears from it before."""
         if self.fault:
             return
+        self._parting.discard(virtual_router_id)
         theirs = frozenset(addresses)
         has = {address: mac for address, mac in macs.items() if address in theirs}
         new = Guard(index, max(1, lease_us // _ONE_MS), theirs, has, own)
@@ -169,13 +174,25 @@ class KernelFence:
         self._do(f"guard {virtual_router_id}", messages, stated=True)
 
     def unguard(self, virtual_router_id: int) -> None:
-        """No such router any more."""
+        """No such router any more. Nothing is said by its virtual MACs while their macvlans are still there:
+        the kernel goes on telling multicast groups of an address that has just gone."""
         if virtual_router_id not in self._guards or self.fault:
             return
         for known in (self._guarded, self._quiet, self._taken, self._lost):
             known.discard(virtual_router_id)
-        messages = guarding.remove(self._guards, virtual_router_id)
-        self._do(f"unguard {virtual_router_id}", messages, stated=True)
+        self._parting.add(virtual_router_id)
+        self._part()
+        if virtual_router_id in self._parting:
+            self._end(virtual_router_id, ALIVE, GUARDED, QUIET)
+
+    def _part(self) -> None:
+        devices = {name for _, name in socket.if_nameindex()} if self._parting else set()
+        for virtual_router_id in sorted(self._parting):
+            macs = self._guards[virtual_router_id].macs.values()
+            if devices.isdisjoint(map(virtual_mac.device, macs)):
+                self._parting.discard(virtual_router_id)
+                messages = guarding.remove(self._guards, virtual_router_id)
+                self._do(f"unguard {virtual_router_id}", messages, stated=True)
 
     def adopt(self, address: str) -> None:
         """No orphan any more: released, or somebody else's."""
@@ -187,6 +204,7 @@ class KernelFence:
     def shelter(self) -> None:
         """Macvlans of virtual MACs came or went: each hears nothing but what is for its addresses."""
         if not self.fault:
+            self._part()
             self._mend_nics(self._kernel.chains(TABLE))
 
     def heard_macs(self) -> frozenset[str]:
