@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_address
 
 from scapy.layers.inet import ICMP, IP
@@ -26,16 +26,17 @@ from holdfast_speaker.vrrp.advert import Advert, Family, build, listing
 from tests.netns.small_net import Net
 
 V4, V6 = "192.0.2.10", "2001:db8::10"
-B4, B6 = "192.0.2.2", "2001:db8::2"
+OWN, B4, B6 = "192.0.2.1", "192.0.2.2", "2001:db8::2"
 ALL = frozenset(("arp", "nd", "ping4", "ping6"))
 NOBODY: frozenset[str] = frozenset()
-LEASE_US = 100_000
+LEASE_US, LONG_US = 100_000, 20_000_000
 SLACK_S = 0.06  # of a busy machine, for one answer
 _SO_MARK = 36
 _SO_RCVBUFFORCE = 33
 A_MAC, A_SECOND_MAC, B_MAC = "02:00:00:00:00:0a", "02:00:00:00:00:1a", "02:00:00:00:00:0b"
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 V_MAC, W_MAC = "02:00:00:00:aa:01", "02:00:00:00:aa:02"
+MACS = {V4: V_MAC, V6: V_MAC}
 _SO_ATTACH_FILTER = 26
 _OUTGOING = 4
 
@@ -55,7 +56,7 @@ class Field:
         self.add_host("b", {"eth0": B_MAC})
         net.ip(
             "a",
-            "addr add 192.0.2.1/24 dev eth0",
+            f"addr add {OWN}/24 dev eth0",
             "addr add 2001:db8::1/64 dev eth0 nodad",
             "addr add 192.0.2.3/24 dev eth1",
             f"addr add {V4}/32 dev eth0",
@@ -110,13 +111,15 @@ class Field:
         self.mouths.append(sock)
         return sock
 
-    def fence(self, lease_us: int = LEASE_US) -> KernelFence:
+    def fence(
+        self, lease_us: int = LEASE_US, macs: Mapping[str, str] = {}, own: str | None = None
+    ) -> KernelFence:
         """On both NICs; router 7 with the two addresses, not taken yet."""
         fence = KernelFence()
         assert fence.fault == ""
         fence.open(())
         fence.cover(self.both)
-        fence.guard(7, self.home, lease_us, (V4, V6))
+        fence.guard(7, self.home, lease_us, (V4, V6), macs, own)
         return fence
 
     # --- virtual MACs ---------------------------------------------------------------------------
@@ -257,7 +260,7 @@ def answering(field: Field) -> set[str]:
 
 
 def advert(family: Family = 4, virtual_router_id: int = 7, mac: str = "02:00:00:00:00:0a") -> bytes:
-    own = ip_address("192.0.2.1" if family == 4 else "fe80::a").packed
+    own = ip_address(OWN if family == 4 else "fe80::a").packed
     listed = listing(family, virtual_router_id, [ip_address(V4 if family == 4 else V6).packed], 1500)
     return build(Advert(family, own, virtual_router_id, 250, 100_000, listed), mac_bytes(mac))
 

@@ -4,7 +4,6 @@
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -32,28 +31,13 @@ from tests.netns.fence_field import (
     answer_in,
     answering,
     dead,
-    field_of,
     patched,
     sending,
 )
-from tests.netns.small_net import Net
 
 pytestmark = pytest.mark.netns
 
 C_MAC = "02:00:00:00:00:0c"
-
-
-@pytest.fixture
-def field(net: Net) -> Iterator[Field]:
-    with field_of(net) as made:
-        yield made
-
-
-@pytest.fixture
-def fence(field: Field) -> Iterator[KernelFence]:
-    made = field.fence()
-    yield made
-    made.close()
 
 
 # --- leases ------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,9 @@ from tests.netns.fence_field import (
     A_MAC,
     B4,
     B_MAC,
+    LONG_US,
+    MACS,
+    OWN,
     SLACK_S,
     V4,
     V6,
@@ -29,33 +32,17 @@ from tests.netns.fence_field import (
     Field,
     advert,
     answer_in,
-    field_of,
     sending,
 )
-from tests.netns.small_net import Net
 
 pytestmark = pytest.mark.netns
-
-LONG_US = 20_000_000
-MACS = {V4: V_MAC, V6: V_MAC}
-OWN = "192.0.2.1"
-
-
-@pytest.fixture
-def field(net: Net) -> Iterator[Field]:
-    with field_of(net) as made:
-        yield made
 
 
 @pytest.fixture
 def fence(field: Field) -> Iterator[KernelFence]:
     """On both NICs; router 7 with two addresses and one virtual MAC, not taken yet."""
-    made = KernelFence()
-    made.open(())
-    made.cover(field.both)
-    made.guard(7, field.home, LONG_US, (V4, V6), MACS, OWN)
-    yield made
-    made.close()
+    with closing(field.fence(LONG_US, MACS, OWN)) as made:
+        yield made
 
 
 def listed(field: Field) -> list[str]:
@@ -299,22 +286,30 @@ class Hands:
         self.field.net.run("a", "nft", "flush", "ruleset")
         self.fence.mend()
 
+    def play(self, *verbs: Callable[[], None]) -> None:
+        """Sixty of these, in some order."""
+        for _ in range(60):
+            self.dice.choice(verbs)()
+
+
+@pytest.fixture
+def hands(field: Field, fence: KernelFence, seed: int) -> Hands:
+    """The host can send by the addresses, wherever else they are."""
+    field.net.ip("a", f"addr add {V4}/32 dev lo", f"addr add {V6}/128 dev lo")
+    return Hands(field, fence, random.Random(seed))
+
 
 @pytest.mark.parametrize("seed", range(4))
 def test_in_no_order_does_a_frame_leave_with_the_mac_without_a_lease(
-    field: Field, fence: KernelFence, seed: int
+    field: Field, fence: KernelFence, hands: Hands
 ) -> None:
     """Neither made with it nor given it, while the rules change beneath."""
-    field.net.ip("a", f"addr add {V4}/32 dev lo", f"addr add {V6}/128 dev lo")
-    hands = Hands(field, fence, random.Random(seed))
-    verbs: list[Callable[[], None]] = [
-        *(hands.guard, hands.guard, hands.plant, hands.rebuild, hands.die),
-        *(hands.cover, hands.shelter, hands.mend, hands.end),
-    ]
     tap, all_frames = field.tap(V_MAC), field.tap(A_MAC)
     with flooding(field, "raw", "ip4"):
-        for _ in range(60):
-            hands.dice.choice(verbs)()
+        hands.play(
+            *(hands.guard, hands.guard, hands.plant, hands.rebuild, hands.die),
+            *(hands.cover, hands.shelter, hands.mend, hands.end),
+        )
     assert len(tap.frames(SLACK_S)) == 0
     assert len(all_frames.frames(0)) > 100  # the flood was there
     fence.guard(7, field.home, LONG_US, (V4, V6), MACS, OWN)
@@ -336,15 +331,14 @@ def test_nor_while_the_table_is_made_anew_again_and_again(field: Field, fence: K
 
 @pytest.mark.parametrize("seed", range(3))
 def test_neither_is_it_given_to_packets_when_it_is_nobodys_or_all_is_flushed(
-    field: Field, fence: KernelFence, seed: int
+    field: Field, fence: KernelFence, hands: Hands
 ) -> None:
-    field.net.ip("a", f"addr add {V4}/32 dev lo", f"addr add {V6}/128 dev lo")
-    hands = Hands(field, fence, random.Random(seed))
-    verbs = [hands.guard, hands.guard, hands.rebuild, hands.end, hands.unguard, hands.unmac, hands.flush]
     tap = field.tap(V_MAC)
     with flooding(field, "ip4", "ip6"):
-        for _ in range(60):
-            hands.dice.choice(verbs)()
+        hands.play(
+            *(hands.guard, hands.guard, hands.rebuild, hands.end),
+            *(hands.unguard, hands.unmac, hands.flush),
+        )
         fence.release(7)
         fence.release(8)
         own = field.tap(A_MAC)

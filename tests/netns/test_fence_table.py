@@ -7,7 +7,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,26 +27,11 @@ from tests.netns.fence_field import (
     answer_in,
     answering,
     dead,
-    field_of,
     killed,
     sending,
 )
-from tests.netns.small_net import Net
 
 pytestmark = pytest.mark.netns
-
-
-@pytest.fixture
-def field(net: Net) -> Iterator[Field]:
-    with field_of(net) as made:
-        yield made
-
-
-@pytest.fixture
-def fence(field: Field) -> Iterator[KernelFence]:
-    made = field.fence()
-    yield made
-    made.close()
 
 
 # --- orphans -----------------------------------------------------------------------------------------

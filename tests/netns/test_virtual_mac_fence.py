@@ -27,6 +27,9 @@ from tests.netns.fence_field import (
     B6,
     B_MAC,
     BROADCAST,
+    LONG_US,
+    MACS,
+    OWN,
     SLACK_S,
     V4,
     V6,
@@ -36,26 +39,14 @@ from tests.netns.fence_field import (
     advert,
     answer_in,
     dead,
-    field_of,
     killed,
     mac_bytes,
     patched,
     wait_until,
 )
-from tests.netns.small_net import Net
 
 PARENTS = os.environ.get("PARENTS", "bridge").split(",")
 pytestmark = pytest.mark.netns
-
-LONG_US = 20_000_000
-MACS = {V4: V_MAC, V6: V_MAC}
-OWN = "192.0.2.1"
-
-
-@pytest.fixture
-def field(net: Net) -> Iterator[Field]:
-    with field_of(net) as made:
-        yield made
 
 
 @pytest.fixture
@@ -65,13 +56,8 @@ def device(field: Field) -> str:
 
 @pytest.fixture
 def fence(field: Field, device: str) -> Iterator[KernelFence]:  # noqa: ARG001  the macvlan is there
-    made = KernelFence()
-    assert made.fault == ""
-    made.open(())
-    made.cover(field.both)
-    made.guard(7, field.home, LONG_US, (V4, V6), MACS, OWN)
-    yield made
-    made.close()
+    with contextlib.closing(field.fence(LONG_US, MACS, OWN)) as made:
+        yield made
 
 
 def to_mac(frame: bytes, mac: str = V_MAC) -> bytes:
