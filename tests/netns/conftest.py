@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks for the tests of the doors."""
 
+import socket
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
+from holdfast_speaker.addresses.kernel import KernelAddresses
+from holdfast_speaker.fence.kernel import KernelFence
+from tests.netns.address_door import On
+from tests.netns.fence_field import Field, field_of
 from tests.netns.small_net import Net
 
 
@@ -31,3 +37,24 @@ def pair(net: Net) -> Net:
             f"addr add 2001:db8::{number}/64 dev eth0 nodad",
         )
     return net
+
+
+@pytest.fixture
+def on_a(pair: Net) -> Iterator[On]:
+    """The door of host a, and the index of its NIC."""
+    with pair.inside("a"), closing(KernelAddresses()) as door:
+        yield pair, door, socket.if_nametoindex("eth0")
+
+
+@pytest.fixture
+def field(net: Net) -> Iterator[Field]:
+    """Where the fence is tried, from inside of its host a."""
+    with field_of(net) as made:
+        yield made
+
+
+@pytest.fixture
+def fence(field: Field) -> Iterator[KernelFence]:
+    """Its fence, with a short lease and no virtual MACs."""
+    with closing(field.fence()) as made:
+        yield made

@@ -3,86 +3,25 @@
 
 import asyncio
 import json
-import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
 
 import pytest
 
 from holdfast_speaker.addresses.kernel import MARK, KernelAddresses
 from holdfast_speaker.events import AddressesSeen, LinksSeen
-from tests.netns.small_net import Net
+from tests.netns.address_door import On, Told, latest, shown, to_bridge, until, watching
 
 pytestmark = pytest.mark.netns
 
-Seen = LinksSeen | AddressesSeen
 
-
-@pytest.fixture
-def on_a(pair: Net) -> Iterator[tuple[Net, KernelAddresses, int]]:
-    """The door of host a, and the index of its NIC."""
-    with pair.inside("a"):
-        door = KernelAddresses()
-        try:
-            yield pair, door, socket.if_nametoindex("eth0")
-        finally:
-            door.close()
-
-
-def shown(net: Net, address: str, name: str = "a") -> dict[str, object]:
-    """The kernel's own words for one address, as ``ip`` reads them; empty when it is not there."""
-    for nic in json.loads(net.run(name, "ip", "-json", "-details", "addr")):
-        for info in nic["addr_info"]:
-            if info["local"] == address:
-                return {**info, "nic": nic["ifname"]}
-    return {}
-
-
-@asynccontextmanager
-async def watching(door: KernelAddresses) -> AsyncIterator[list[tuple[float, Seen]]]:
-    """What the door tells, with the moment it was told."""
-    told: list[tuple[float, Seen]] = []
-
-    async def listen() -> None:
-        async for seen in door.watch():
-            told.append((time.monotonic(), seen))
-
-    task = asyncio.create_task(listen())
-    try:
-        await until(lambda: len(told) >= 2)
-        yield told
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def until(look: Callable[[], object], seconds: float = 3.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < deadline, "did not happen in time"
-        await asyncio.sleep(0.002)
-
-
-def latest(told: list[tuple[float, Seen]]) -> tuple[frozenset[str], frozenset[tuple[int, str]]]:
-    """Names of the NICs and our addresses, as told last."""
-    links = [seen for _, seen in told if isinstance(seen, LinksSeen)][-1]
-    bound = [seen for _, seen in told if isinstance(seen, AddressesSeen)][-1]
-    return frozenset(link.interface.name for link in links.interfaces), bound.bound
-
-
-def test_an_ipv4_address_is_a_32_of_scope_link_with_a_30_s_lifetime(
-    on_a: tuple[Net, KernelAddresses, int],
-) -> None:
+def test_an_ipv4_address_is_a_32_of_scope_link_with_a_30_s_lifetime(on_a: On) -> None:
     net, door, index = on_a
     assert door.bind(index, ["192.0.2.10"]) == {}
     info = shown(net, "192.0.2.10")
     assert (info["prefixlen"], info["scope"], info["valid_life_time"]) == (32, "link", 30)
 
 
-def test_an_ipv6_address_answers_at_once_and_is_never_a_source(
-    on_a: tuple[Net, KernelAddresses, int],
-) -> None:
+def test_an_ipv6_address_answers_at_once_and_is_never_a_source(on_a: On) -> None:
     net, door, index = on_a
     assert door.bind(index, ["2001:db8::10"]) == {}
     info = shown(net, "2001:db8::10")
@@ -93,9 +32,7 @@ def test_an_ipv6_address_answers_at_once_and_is_never_a_source(
     assert "1 received" in net.run("b", "ping", "-c1", "-W1", "2001:db8::10")
 
 
-def test_both_families_carry_our_mark_and_keep_it_when_refreshed(
-    on_a: tuple[Net, KernelAddresses, int],
-) -> None:
+def test_both_families_carry_our_mark_and_keep_it_when_refreshed(on_a: On) -> None:
     _, door, index = on_a
     mine = ["192.0.2.10", "2001:db8::10"]
     door.bind(index, mine)
@@ -110,7 +47,7 @@ def test_both_families_carry_our_mark_and_keep_it_when_refreshed(
     assert MARK == 0xBA
 
 
-def test_a_refresh_renews_the_lifetime(on_a: tuple[Net, KernelAddresses, int]) -> None:
+def test_a_refresh_renews_the_lifetime(on_a: On) -> None:
     net, door, index = on_a
     mine = ["192.0.2.10", "2001:db8::10"]
     door.bind(index, mine)
@@ -122,7 +59,7 @@ def test_a_refresh_renews_the_lifetime(on_a: tuple[Net, KernelAddresses, int]) -
     assert after == [30, 30]
 
 
-def test_release_removes_ours_and_only_ours(on_a: tuple[Net, KernelAddresses, int]) -> None:
+def test_release_removes_ours_and_only_ours(on_a: On) -> None:
     net, door, index = on_a
     net.ip("a", "addr add 192.0.2.77/32 dev eth0", "addr add 2001:db8::77/128 dev eth0 nodad")
     door.bind(index, ["192.0.2.10", "2001:db8::10"])
@@ -135,7 +72,7 @@ def test_release_removes_ours_and_only_ours(on_a: tuple[Net, KernelAddresses, in
     assert shown(net, "192.0.2.1")
 
 
-def test_an_address_the_host_has_already_is_not_taken_over(on_a: tuple[Net, KernelAddresses, int]) -> None:
+def test_an_address_the_host_has_already_is_not_taken_over(on_a: On) -> None:
     net, door, index = on_a
     net.ip("a", "addr add 192.0.2.77/32 dev eth0")
     failed = door.bind(index, ["192.0.2.77", "192.0.2.10"])
@@ -145,7 +82,7 @@ def test_an_address_the_host_has_already_is_not_taken_over(on_a: tuple[Net, Kern
     assert shown(net, "192.0.2.10")
 
 
-def test_what_a_predecessor_left_bound_is_taken_over_by_bind(on_a: tuple[Net, KernelAddresses, int]) -> None:
+def test_what_a_predecessor_left_bound_is_taken_over_by_bind(on_a: On) -> None:
     _, door, index = on_a
     predecessor = KernelAddresses()
     predecessor.bind(index, ["192.0.2.10"])
@@ -154,9 +91,7 @@ def test_what_a_predecessor_left_bound_is_taken_over_by_bind(on_a: tuple[Net, Ke
     assert door.release(index, ["192.0.2.10"]) == {}
 
 
-def test_a_nic_that_is_gone_fails_with_a_reason_and_releases_without_one(
-    on_a: tuple[Net, KernelAddresses, int],
-) -> None:
+def test_a_nic_that_is_gone_fails_with_a_reason_and_releases_without_one(on_a: On) -> None:
     net, door, index = on_a
     door.bind(index, ["192.0.2.10"])
     net.ip("a", "link del eth0")
@@ -165,13 +100,13 @@ def test_a_nic_that_is_gone_fails_with_a_reason_and_releases_without_one(
     assert door.bind(index, ["no address"]) != {}
 
 
-def test_ipv6_switched_off_on_the_nic_is_said(on_a: tuple[Net, KernelAddresses, int]) -> None:
+def test_ipv6_switched_off_on_the_nic_is_said(on_a: On) -> None:
     net, door, index = on_a
     net.run("a", "sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=1")
     assert "disable_ipv6" in door.bind(index, ["2001:db8::10"])["2001:db8::10"]
 
 
-def test_an_mtu_too_small_for_ipv6_is_said(on_a: tuple[Net, KernelAddresses, int]) -> None:
+def test_an_mtu_too_small_for_ipv6_is_said(on_a: On) -> None:
     net, door, index = on_a
     net.ip("a", "link set eth0 mtu 1279")
     errors = door.bind(index, ["2001:db8::10", "192.0.2.10"])
@@ -179,7 +114,7 @@ def test_an_mtu_too_small_for_ipv6_is_said(on_a: tuple[Net, KernelAddresses, int
     assert "1,280" in errors["2001:db8::10"]
 
 
-def test_1000_addresses_are_bound_and_released_in_one_batch(on_a: tuple[Net, KernelAddresses, int]) -> None:
+def test_1000_addresses_are_bound_and_released_in_one_batch(on_a: On) -> None:
     net, door, index = on_a
     many = [f"10.0.{i // 250}.{i % 250 + 1}" for i in range(1000)]
     door.prepare(index, frozenset(many))
@@ -195,7 +130,7 @@ def test_1000_addresses_are_bound_and_released_in_one_batch(on_a: tuple[Net, Ker
     assert released_ms < 1000
 
 
-def test_a_flushed_address_is_told_within_milliseconds(on_a: tuple[Net, KernelAddresses, int]) -> None:
+def test_a_flushed_address_is_told_within_milliseconds(on_a: On) -> None:
     net, door, index = on_a
 
     async def story() -> float:
@@ -214,9 +149,7 @@ def test_a_flushed_address_is_told_within_milliseconds(on_a: tuple[Net, KernelAd
     assert late_ms < 500
 
 
-def test_what_another_program_replaced_is_marked_anew_at_once(
-    on_a: tuple[Net, KernelAddresses, int],
-) -> None:
+def test_what_another_program_replaced_is_marked_anew_at_once(on_a: On) -> None:
     """``ip address replace`` leaves it without our mark and, as here, for ever."""
     net, door, index = on_a
     mine = {"192.0.2.10": "/32 scope link", "2001:db8::10": "/128 nodad"}
@@ -237,7 +170,7 @@ def test_what_another_program_replaced_is_marked_anew_at_once(
     asyncio.run(replace())
 
 
-def test_binding_is_seen_once_and_refreshing_wakes_nobody(on_a: tuple[Net, KernelAddresses, int]) -> None:
+def test_binding_is_seen_once_and_refreshing_wakes_nobody(on_a: On) -> None:
     _, door, index = on_a
     mine = [f"192.0.2.{i}" for i in range(10, 200)] + [f"2001:db8::1:{i:x}" for i in range(1, 30)]
 
@@ -257,9 +190,7 @@ def test_binding_is_seen_once_and_refreshing_wakes_nobody(on_a: tuple[Net, Kerne
     assert asyncio.run(story()) == (1, 0)
 
 
-def test_a_snapshot_never_lacks_what_was_bound_while_it_was_taken(
-    on_a: tuple[Net, KernelAddresses, int],
-) -> None:
+def test_a_snapshot_never_lacks_what_was_bound_while_it_was_taken(on_a: On) -> None:
     """Bind in every turn of the loop while foreign changes force dumps: no snapshot may be behind."""
     net, door, index = on_a
     mine: list[str] = []
@@ -285,7 +216,7 @@ def test_a_snapshot_never_lacks_what_was_bound_while_it_was_taken(
     assert wrong == []
 
 
-def test_our_addresses_are_not_told_as_the_nics_own(on_a: tuple[Net, KernelAddresses, int]) -> None:
+def test_our_addresses_are_not_told_as_the_nics_own(on_a: On) -> None:
     _, door, index = on_a
     door.bind(index, ["192.0.2.10", "2001:db8::10"])
 
@@ -299,26 +230,19 @@ def test_our_addresses_are_not_told_as_the_nics_own(on_a: tuple[Net, KernelAddre
     assert all(cidr.startswith(("192.0.2.1/", "2001:db8::1/", "fe80:")) for cidr in own)
 
 
-def test_a_bridge_is_told_and_its_port_is_not(on_a: tuple[Net, KernelAddresses, int]) -> None:
+def test_a_bridge_is_told_and_its_port_is_not(on_a: On) -> None:
     net, door, _ = on_a
 
     async def story() -> None:
         async with watching(door) as told:
             assert latest(told)[0] == {"eth0"}
-            net.ip(
-                "a",
-                "link add br0 type bridge",
-                "addr flush dev eth0",
-                "link set eth0 master br0",
-                "link set br0 up",
-                "addr add 192.0.2.1/24 dev br0",
-            )
+            to_bridge(net)
             await until(lambda: latest(told)[0] == {"br0"})
 
     asyncio.run(story())
 
 
-def test_pods_cables_and_loopback_are_not_told(on_a: tuple[Net, KernelAddresses, int]) -> None:
+def test_pods_cables_and_loopback_are_not_told(on_a: On) -> None:
     net, door, _ = on_a
     net.add("pod")
     net.cable("a", "cali0", "pod", "eth0")
@@ -332,11 +256,11 @@ def test_pods_cables_and_loopback_are_not_told(on_a: tuple[Net, KernelAddresses,
     assert asyncio.run(story()) == {"eth0"}
 
 
-def test_carrier_loss_is_told_when_the_kernel_tells_it(on_a: tuple[Net, KernelAddresses, int]) -> None:
+def test_carrier_loss_is_told_when_the_kernel_tells_it(on_a: On) -> None:
     """At the latest after a second: linkwatch holds back a second change within one, of any NIC at all."""
     net, door, _ = on_a
 
-    def carrier(told: list[tuple[float, Seen]]) -> bool:
+    def carrier(told: Told) -> bool:
         links = [seen for _, seen in told if isinstance(seen, LinksSeen)][-1]
         return links.interfaces[0].interface.carrier
 
@@ -351,12 +275,10 @@ def test_carrier_loss_is_told_when_the_kernel_tells_it(on_a: tuple[Net, KernelAd
     assert asyncio.run(story()) < 1200
 
 
-def test_an_ipv6_address_is_told_once_duplicate_detection_is_over(
-    on_a: tuple[Net, KernelAddresses, int],
-) -> None:
+def test_an_ipv6_address_is_told_once_duplicate_detection_is_over(on_a: On) -> None:
     net, door, _ = on_a
 
-    def addresses(told: list[tuple[float, Seen]]) -> tuple[str, ...]:
+    def addresses(told: Told) -> tuple[str, ...]:
         links = [seen for _, seen in told if isinstance(seen, LinksSeen)][-1]
         return links.interfaces[0].interface.addresses
 
@@ -370,7 +292,7 @@ def test_an_ipv6_address_is_told_once_duplicate_detection_is_over(
     asyncio.run(story())
 
 
-def test_news_lost_in_a_storm_are_made_good_by_a_look(on_a: tuple[Net, KernelAddresses, int]) -> None:
+def test_news_lost_in_a_storm_are_made_good_by_a_look(on_a: On) -> None:
     net, _, index = on_a
     hard_of_hearing = KernelAddresses(news_buffer_bytes=2304)
 
@@ -385,7 +307,7 @@ def test_news_lost_in_a_storm_are_made_good_by_a_look(on_a: tuple[Net, KernelAdd
     hard_of_hearing.close()
 
 
-def test_gateways_and_neighbours_of_a_prepared_nic_are_known(on_a: tuple[Net, KernelAddresses, int]) -> None:
+def test_gateways_and_neighbours_of_a_prepared_nic_are_known(on_a: On) -> None:
     net, door, index = on_a
     net.ip("a", "route add default via 192.0.2.2", "route add default via 2001:db8::2")
     net.run("a", "ping", "-c1", "-W1", "192.0.2.2")
@@ -406,9 +328,7 @@ def test_gateways_and_neighbours_of_a_prepared_nic_are_known(on_a: tuple[Net, Ke
     asyncio.run(story())
 
 
-def test_release_everything_finds_what_this_process_never_bound(
-    on_a: tuple[Net, KernelAddresses, int],
-) -> None:
+def test_release_everything_finds_what_this_process_never_bound(on_a: On) -> None:
     net, door, index = on_a
     predecessor = KernelAddresses()
     predecessor.bind(index, ["192.0.2.10", "2001:db8::10"])

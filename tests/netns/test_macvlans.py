@@ -7,15 +7,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 
 from holdfast_speaker.addresses.kernel import KernelAddresses
 from holdfast_speaker.virtual_mac import ALIAS, device
+from tests.netns.address_door import On, Told, latest, shown, to_bridge, until, watching
 from tests.netns.small_net import Net
-from tests.netns.test_addresses import latest, shown, until, watching
 from tests.rig.confinement import Confinement
 
 pytestmark = pytest.mark.netns
@@ -24,28 +25,26 @@ M1, M2 = "02:11:22:33:44:55", "02:11:22:33:44:66"
 V4, V6 = "192.0.2.10", "2001:db8::10"
 BOTH = {V4: M1, V6: M1}
 
-On = tuple[Net, KernelAddresses, int]
-
-
-@pytest.fixture
-def on_a(pair: Net) -> Iterator[On]:
-    with pair.inside("a"):
-        door = KernelAddresses()
-        try:
-            yield pair, door, socket.if_nametoindex("eth0")
-        finally:
-            door.close()
-
 
 def prepare(door: KernelAddresses, index: int, macs: dict[str, str]) -> None:
     door.prepare(index, frozenset(macs), macs)
 
 
+@asynccontextmanager
+async def bound(on_a: On, *addresses: str) -> AsyncIterator[Told]:
+    """What the door tells once these are on their macvlan, and it said so."""
+    _, door, index = on_a
+    async with watching(door) as told:
+        prepare(door, index, BOTH)
+        door.bind(index, addresses)
+        await until(lambda: latest(told)[1] == {(index, address) for address in addresses})
+        yield told
+
+
 def devices(net: Net) -> list[str]:
     """Names of all macvlans."""
-    return [
-        link["ifname"] for link in json.loads(net.run("a", "ip", "-json", "link", "show", "type", "macvlan"))
-    ]
+    found = json.loads(net.run("a", "ip", "-json", "link", "show", "type", "macvlan"))
+    return [each["ifname"] for each in found]
 
 
 def link(net: Net, name: str) -> dict[str, object]:
@@ -61,6 +60,13 @@ def sysctl(net: Net, name: str) -> str:
 def answers(net: Net, address: str) -> bool:
     """To host b. Host a asks for b's MAC by its link-local address, which is tentative for 2 s."""
     return any("1 received" in net.run("b", "ping", "-c1", "-W1", address, check=False) for _ in range(6))
+
+
+def cached(net: Net, address: str) -> str:
+    """What host b knows of it, asked anew."""
+    net.run("b", "ip", "neigh", "flush", "all")
+    assert answers(net, address)
+    return net.run("b", "ip", "neigh", "show", address)
 
 
 # --- made and removed ---------------------------------------------------------------------------------
@@ -175,9 +181,7 @@ def test_both_families_sit_on_the_macvlan_and_are_told_of_the_nic(on_a: On) -> N
     prepare(door, index, BOTH)
     assert door.bind(index, [V4, V6]) == {}
     assert {shown(net, address)["nic"] for address in BOTH} == {device(M1)}
-    net.run("b", "ip", "neigh", "flush", "all")
-    assert answers(net, V6)
-    assert M1 in net.run("b", "ip", "-6", "neigh", "show", V6)
+    assert M1 in cached(net, V6)
 
     async def story() -> frozenset[tuple[int, str]]:
         async with watching(door) as told:
@@ -197,24 +201,27 @@ def test_both_families_sit_on_the_macvlan_and_are_told_of_the_nic(on_a: On) -> N
 def test_addresses_each_with_a_mac_of_its_own_are_bound_at_once(on_a: On, count: int) -> None:
     net, door, index = on_a
     macs = {f"10.0.0.{i}": f"02:11:22:33:44:{i:02x}" for i in range(1, count + 1)}
-    started = time.perf_counter()
-    prepare(door, index, macs)
-    prepared = time.perf_counter()
+    took: dict[str, float] = {}
+
+    @contextmanager
+    def timed(what: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        took[what] = (time.perf_counter() - started) * 1000
+
+    with timed("made"):
+        prepare(door, index, macs)
+    with timed("bound"):
+        assert door.bind(index, list(macs)) == {}
+    with timed("released"):
+        assert door.release(index, list(macs)) == {}
     assert door.bind(index, list(macs)) == {}
-    bound = time.perf_counter()
-    assert door.release(index, list(macs)) == {}
-    released = time.perf_counter()
-    assert door.bind(index, list(macs)) == {}
-    closing = time.perf_counter()
-    assert asyncio.run(door.release_everything()) == count
-    ended = time.perf_counter()
-    steps = [prepared - started, bound - prepared, released - bound, ended - closing]
-    made_ms, bound_ms, released_ms, ended_ms = (1000 * step for step in steps)
-    print(f"{count}: made {made_ms:.1f} ms, bound {bound_ms:.2f}, released {released_ms:.2f}")
-    print(f"addresses and macvlans gone after {ended_ms:.1f} ms")
+    with timed("gone"):
+        assert asyncio.run(door.release_everything()) == count
     assert devices(net) == []
-    assert bound_ms < 10 + count
-    assert ended_ms < 2000
+    print(f"{count}: " + ", ".join(f"{what} {ms:.2f} ms" for what, ms in took.items()))
+    assert took["bound"] < 10 + count
+    assert took["gone"] < 2000
 
 
 def test_200_ipv6_addresses_on_macvlans_are_received_for_at_once(on_a: On) -> None:
@@ -306,10 +313,7 @@ def test_what_another_hand_does_is_told_and_mended_in_one_look(on_a: On, how: st
     net, door, index = on_a
 
     async def story() -> float:
-        async with watching(door) as told:
-            prepare(door, index, BOTH)
-            door.bind(index, [V4, V6])
-            await until(lambda: latest(told)[1] == {(index, V4), (index, V6)})
+        async with bound(on_a, V4, V6) as told:
             await asyncio.sleep(0.3)
             del told[2:]
             net.ip("a", HANDS[how])
@@ -335,13 +339,9 @@ def test_a_renamed_one_is_replaced(on_a: On) -> None:
     net, door, index = on_a
 
     async def story() -> None:
-        async with watching(door) as told:
-            prepare(door, index, BOTH)
-            door.bind(index, [V4])
-            await until(lambda: latest(told)[1] == {(index, V4)})
-            net.ip(
-                "a", f"link set {device(M1)} down", f"link set {device(M1)} name other", "link set other up"
-            )
+        async with bound(on_a, V4):
+            down = f"link set {device(M1)} down"
+            net.ip("a", down, f"link set {device(M1)} name other", "link set other up")
             await until(lambda: devices(net) == [device(M1)])
             await until(lambda: not door.bind(index, [V4]))
 
@@ -350,13 +350,10 @@ def test_a_renamed_one_is_replaced(on_a: On) -> None:
 
 def test_settings_written_over_are_restored_and_the_address_stays(on_a: On) -> None:
     """As udev does on hosts with ``net.ipv4.conf.*.rp_filter`` in sysctl.d, whenever a device comes."""
-    net, door, index = on_a
+    net, _, index = on_a
 
     async def story() -> None:
-        async with watching(door) as told:
-            prepare(door, index, BOTH)
-            door.bind(index, [V4])
-            await until(lambda: latest(told)[1] == {(index, V4)})
+        async with bound(on_a, V4) as told:
             del told[2:]
             net.run("a", "sysctl", "-qw", f"net.ipv4.conf.{device(M1)}.rp_filter=1")
             net.ip("a", "addr add 198.51.100.1/32 dev eth0")  # a reason to look
@@ -371,10 +368,7 @@ def test_a_link_local_address_of_a_virtual_mac_does_not_stay(on_a: On) -> None:
     net, door, index = on_a
 
     async def story() -> None:
-        async with watching(door) as told:
-            prepare(door, index, BOTH)
-            door.bind(index, [V4])
-            await until(lambda: latest(told)[1] == {(index, V4)})
+        async with bound(on_a, V4):
             net.ip("a", f"link set {device(M1)} down addrgenmode eui64", f"link set {device(M1)} up")
             await until(lambda: devices(net) and link(net, device(M1))["inet6_addr_gen_mode"] == "none")
             await until(lambda: not door.bind(index, [V4]))
@@ -396,21 +390,11 @@ def test_deleted_a_moment_before_the_bind_it_is_made_anew(on_a: On) -> None:
 
 def test_a_bridge_may_be_the_nic_below(on_a: On) -> None:
     net, door, _ = on_a
-    net.ip(
-        "a",
-        "link add br0 type bridge",
-        "addr flush dev eth0",
-        "link set eth0 master br0",
-        "link set br0 up",
-        "addr add 192.0.2.1/24 dev br0",
-        "addr add 2001:db8::1/64 dev br0 nodad",
-    )
+    to_bridge(net)
     bridge = socket.if_nametoindex("br0")
     prepare(door, bridge, BOTH)
     assert door.bind(bridge, [V4, V6]) == {}
-    net.run("b", "ip", "neigh", "flush", "all")
-    assert answers(net, V6)
-    assert M1 in net.run("b", "ip", "-6", "neigh", "show", V6)
+    assert M1 in cached(net, V6)
 
 
 def test_a_nic_that_is_a_macvlan_itself_is_said(on_a: On) -> None:
@@ -473,10 +457,7 @@ def test_a_nic_that_goes_away_and_comes_back(on_a: On) -> None:
     net, door, index = on_a
 
     async def story() -> None:
-        async with watching(door) as told:
-            prepare(door, index, BOTH)
-            door.bind(index, [V4, V6])
-            await until(lambda: len(latest(told)[1]) == 2)
+        async with bound(on_a, V4, V6) as told:
             net.ip("a", "link del eth0")
             await until(lambda: latest(told) == (frozenset(), frozenset()))
             assert devices(net) == []
