@@ -18,7 +18,6 @@ import os
 import select
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -29,8 +28,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
-from tests.rig.process import Process
-from tests.rig.run import RigError, Run, dying_with_parent, in_namespace
+from tests.rig.observer import start_own
+from tests.rig.run import RigError, Run
 from tests.rig.stalls import room_ms
 
 RATE_HZ: Final = 1000
@@ -85,15 +84,7 @@ class Probe:
     def __init__(
         self, run: Run, netns: Path, addresses: Sequence[str], *, nic: str = "eth0", rate_hz: int = RATE_HZ
     ) -> None:
-        argv = [sys.executable, "-m", "tests.rig.probe", f"--nic={nic}", f"--rate={rate_hz}", *addresses]
-        env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-        self._process: Process = run.start(
-            "probe",
-            in_namespace(netns, dying_with_parent(argv)),
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        self._process = start_own(run, netns, "probe", [f"--nic={nic}", f"--rate={rate_hz}", *addresses])
         self._first: dict[str, float] = {}
         self._gaps: dict[str, list[Gap]] = {address: [] for address in addresses}
         self._results: dict[str, Answers] = {}

@@ -18,7 +18,6 @@ import os
 import select
 import socket
 import struct
-import subprocess
 import sys
 import time
 from array import array
@@ -26,11 +25,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
-from pathlib import Path
 from typing import Final
 
 from tests.rig.network import Segment, netns_path
-from tests.rig.run import RigError, command, dying_with_parent, in_namespace
+from tests.rig.observer import Observer
+from tests.rig.run import RigError, command, in_namespace
 
 QUIET: Final = "quiet"  # the port of our own
 _BEHIND_FAULTS: Final = 10  # priority of our chains; the rig's faults have 0
@@ -85,20 +84,10 @@ class Wire:
         self._name = f"wire{next(_numbers)}"
         copies = {port: f"{self._name}-{index}" for index, port in enumerate(self._ports)}
         devices = [f"{device}={port}" for port, device in copies.items()]
-        argv = [sys.executable, "-m", "tests.rig.wire", f"{self._name}-q={QUIET}", *devices]
         self._plug_in(list(copies.values()))
-        self._process = self._segment.run.start(
-            "wire",
-            in_namespace(netns_path(self._segment.namespace), dying_with_parent(argv)),
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        popen = self._process.popen
-        assert popen.stdout is not None
-        ready, _, _ = select.select([popen.stdout], [], [], 15)
-        if not ready or popen.stdout.readline() != b"recording\n":
-            raise RigError(f"the recorder did not start:\n{self._process.tail()}")
+        args = [f"{self._name}-q={QUIET}", *devices]
+        netns = netns_path(self._segment.namespace)
+        self._recorder = Observer(self._segment.run, netns, "wire", args, word="recording")
         self._nft(self._rules(copies))
         return self
 
@@ -106,7 +95,7 @@ class Wire:
         try:
             self.stop()
         finally:
-            self._process.kill()
+            self._recorder.kill()
             table = f"table netdev {self._name}"
             self._nft(f"{table}\ndelete {table}\n")
             names = [f"{self._name}-{end}" for end in ("q", *range(len(self._ports)))]
@@ -160,11 +149,7 @@ class Wire:
         """Records no more, and takes in what was seen. Again is no error."""
         if self._all is not None:
             return
-        out, _ = self._process.popen.communicate(timeout=30)
-        try:
-            told = json.loads(out)
-        except ValueError:
-            raise RigError(f"the recorder gave no account:\n{self._process.tail()}") from None
+        told = self._recorder.account()
         if told["missed"]:
             raise RigError(f"the recorder missed {told['missed']} frames")
         self._all = tuple(Seen(**(each | {"times": tuple(each["times"])})) for each in told["seen"])

@@ -18,7 +18,6 @@ import os
 import select
 import socket
 import struct
-import subprocess
 import sys
 import time
 from array import array
@@ -26,11 +25,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tests.rig.network import Segment
-from tests.rig.run import RigError, command, dying_with_parent, in_namespace
+from tests.rig.observer import Observer
+from tests.rig.run import command
 from tests.rig.stalls import Stalls, room_ms
 
 EVERY_MS: Final = 5.0
@@ -132,26 +131,15 @@ class Witness:
         self._accounts: tuple[Account, ...] | None = None
         netns = self._segment.run.add_namespace(name)
         self._plug_in(name)
-        argv = [sys.executable, "-m", "tests.rig.witness", f"--number={number % 256}", *self._addresses]
-        self._process = self._segment.run.start(
-            "witness",
-            in_namespace(netns, dying_with_parent(argv)),
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        popen = self._process.popen
-        assert popen.stdout is not None
-        ready, _, _ = select.select([popen.stdout], [], [], 15)
-        if not ready or popen.stdout.readline() != b"asking\n":
-            raise RigError(f"the witness did not start:\n{self._process.tail()}")
+        args = [f"--number={number % 256}", *self._addresses]
+        self._asker = Observer(self._segment.run, netns, "witness", args, word="asking")
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
             self.stop()
         finally:
-            self._process.kill()
+            self._asker.kill()
             command("ip", "netns", "del", self._namespace, check=False)
 
     def _plug_in(self, port: str) -> None:
@@ -167,11 +155,7 @@ class Witness:
         """Asks no more, and takes in what came. Again is no error."""
         if self._accounts is not None:
             return
-        out, _ = self._process.popen.communicate(timeout=30)
-        try:
-            told: dict[str, Any] = json.loads(out)
-        except ValueError:
-            raise RigError(f"the witness gave no account:\n{self._process.tail()}") from None
+        told = self._asker.account()
         self._accounts = tuple(
             Account(a["address"], tuple(a["asked"]), tuple(Answer(*answer) for answer in a["answers"]))
             for a in told["accounts"]
