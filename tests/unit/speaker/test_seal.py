@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adverts under a key: forged, replayed, reordered and stale ones are refused; rotation loses none."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -227,55 +228,53 @@ class Host:
         return sent(self.seal, now_us, self.advert)
 
 
-@settings(max_examples=60)
-@given(
-    st.integers(-4 * S, 4 * S),
-    st.lists(st.integers(-200_000, 200_000), min_size=3, max_size=3),
-    st.lists(st.integers(0, 2 * S), min_size=3, max_size=3),
-)
-def test_a_step_within_the_window_loses_no_advert(by_us: int, skews: list[int], when: list[int]) -> None:
-    """All clocks are set, each a little later than the other; two send, all hear."""
+SKEWS = st.lists(st.integers(-200_000, 200_000), min_size=3, max_size=3)
+WHEN = st.lists(st.integers(0, 2 * S), min_size=3, max_size=3)
+
+
+def exchanged(
+    by_us: int, skews: list[int], when: list[int], *, seconds: int
+) -> Iterator[tuple[int, Advert, list[Host]]]:
+    """The time, an advert, and who hears it. Each clock is set by ``by_us`` at its own time.
+
+    The first two of the hosts send each 100 ms, from a second before ``NOW``, to all others.
+    """
     hosts = [Host(number, skew) for number, skew in enumerate(skews)]
     waiting = dict(enumerate(when))
-    captured: list[Advert] = []
-    for now_us in range(NOW - S, NOW + 8 * S, 100_000):
+    for now_us in range(NOW - S, NOW + seconds * S, 100_000):
         for number, at_us in list(waiting.items()):
             if now_us >= NOW + at_us:
                 hosts[number].step(by_us)
                 del waiting[number]
         for sender in hosts[:2]:
-            advert = sender.send(now_us)
-            for receiver in hosts:
-                if receiver is not sender:
-                    assert receiver.seal.check(advert, now_us + 300) is None
-                    for old in captured[-8:]:
-                        if old.source != receiver.advert.source:
-                            assert receiver.seal.check(old, now_us + 300) is not None
-            captured.append(advert)
+            yield now_us, sender.send(now_us), [host for host in hosts if host is not sender]
 
 
 @settings(max_examples=60)
-@given(
-    st.integers(-4000 * S, 4000 * S),
-    st.lists(st.integers(-200_000, 200_000), min_size=3, max_size=3),
-    st.lists(st.integers(0, 2 * S), min_size=3, max_size=3),
-)
+@given(st.integers(-4 * S, 4 * S), SKEWS, WHEN)
+def test_a_step_within_the_window_loses_no_advert(by_us: int, skews: list[int], when: list[int]) -> None:
+    """All clocks are set, each a little later than the other; two send, all hear."""
+    captured: list[Advert] = []
+    for now_us, advert, receivers in exchanged(by_us, skews, when, seconds=8):
+        for receiver in receivers:
+            assert receiver.seal.check(advert, now_us + 300) is None
+            for old in captured[-8:]:
+                if old.source != receiver.advert.source:
+                    assert receiver.seal.check(old, now_us + 300) is not None
+        captured.append(advert)
+
+
+@settings(max_examples=60)
+@given(st.integers(-4000 * S, 4000 * S), SKEWS, WHEN)
 def test_after_any_step_of_all_clocks_adverts_are_heard_again_within_a_second_and_a_half(
     by_us: int, skews: list[int], when: list[int]
 ) -> None:
-    hosts = [Host(number, skew) for number, skew in enumerate(skews)]
-    waiting = dict(enumerate(when))
-    refused: list[int] = []
-    for now_us in range(NOW - S, NOW + 12 * S, 100_000):
-        for number, at_us in list(waiting.items()):
-            if now_us >= NOW + at_us:
-                hosts[number].step(by_us)
-                del waiting[number]
-        for sender in hosts[:2]:
-            advert = sender.send(now_us)
-            for receiver in hosts:
-                if receiver is not sender and receiver.seal.check(advert, now_us + 300) is not None:
-                    refused.append(now_us)
+    refused = [
+        now_us
+        for now_us, advert, receivers in exchanged(by_us, skews, when, seconds=12)
+        for receiver in receivers
+        if receiver.seal.check(advert, now_us + 300) is not None
+    ]
 
     assert all(NOW <= at_us <= NOW + max(when) + 1_500_000 for at_us in refused)
 

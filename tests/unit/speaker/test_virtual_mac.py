@@ -33,6 +33,21 @@ def router(mac: str | None, mode: str = "VirtualMAC") -> VirtualRouter:
     return VirtualRouter(Metadata("vr-51", uid="u", generation=1), spec)
 
 
+def after(*commands: str) -> Stage:
+    """Node a with its NIC, after these commands."""
+    staged = Stage()
+    for command in ("node a", LINK, *commands):
+        staged.perform(command)
+    return staged
+
+
+def serving(*commands: str) -> Stage:
+    """Node a with its NIC and the address with the MAC, after these commands; no effects noted yet."""
+    staged = after(DRESSED, "list", "run 1s", *commands)
+    staged.effects.clear()
+    return staged
+
+
 # --- which MAC is one -----------------------------------------------------------------------------
 
 
@@ -176,10 +191,7 @@ def test_at_the_end_the_address_goes_before_its_fence(end: str) -> None:
 
     The door silences what it has not removed yet (its fence knows the devices by their names).
     """
-    staged = Stage()
-    for command in ("node a", LINK, DRESSED, "list", "run 1s"):
-        staged.perform(command)
-    staged.effects.clear()
+    staged = serving()
     for command in end.split("\n"):
         staged.perform(command)
     kinds = [type(effect).__name__ for effect in staged.effects]
@@ -195,18 +207,8 @@ def test_at_the_end_the_address_goes_before_its_fence(end: str) -> None:
 def test_what_another_router_here_still_has_waits_for_its_fence() -> None:
     moved = f"plan vr-52 10.0.0.100={OTHER} claimed candidates=a:250"
     dropped = "plan vr-51 10.0.0.103 claimed candidates=a:250,b:248"
-    staged = Stage()
-    for command in (
-        "node a",
-        LINK,
-        DRESSED,
-        "list",
-        "run 1s",
-        moved,
-        "change vr-52",
-        dropped,
-        "change vr-51",
-    ):
+    staged = serving()
+    for command in (moved, "change vr-52", dropped, "change vr-51"):
         staged.perform(command)
     last = [effect for effect in staged.effects if isinstance(effect, do.Prepare)][-1]
 
@@ -214,9 +216,7 @@ def test_what_another_router_here_still_has_waits_for_its_fence() -> None:
 
 
 def test_the_hosts_own_address_comes_with_the_macs_and_without_them_not() -> None:
-    staged = Stage()
-    for command in ("node a", LINK, DRESSED, "plan vr-52 10.0.0.101 claimed candidates=a:250", "list"):
-        staged.perform(command)
+    staged = after(DRESSED, "plan vr-52 10.0.0.101 claimed candidates=a:250", "list")
     owns = {e.virtual_router_id: e.own for e in staged.effects if isinstance(e, do.Guard)}
     assert owns == {51: "10.0.0.1", 52: None}
 
@@ -244,10 +244,7 @@ def test_a_nic_without_a_mac_is_nobodys_virtual_one() -> None:
 
 
 def test_a_nic_that_gets_a_virtual_mac_as_its_own_ends_that() -> None:
-    staged = Stage()
-    for command in ("node a", LINK, DRESSED, "list", "run 1s"):
-        staged.perform(command)
-    staged.effects.clear()
+    staged = serving()
     staged.handle(on.LinksSeen((on.Link(INDEX, Interface("eth0", MAC, ("10.0.0.1/24",))),)))
     staged.perform("run 1s")
     (last,) = [e for e in staged.effects if isinstance(e, do.Report)][-1].status.routers
@@ -258,10 +255,7 @@ def test_a_nic_that_gets_a_virtual_mac_as_its_own_ends_that() -> None:
 
 
 def test_not_even_on_the_way_out_the_host_is_fenced_by_its_own_mac() -> None:
-    staged = Stage()
-    for command in ("node a", LINK, DRESSED, "list", "run 1s", "stop"):
-        staged.perform(command)
-    staged.effects.clear()
+    staged = serving("stop")
     for command in ("plan vr-51 10.0.0.100=02:00:00:00:00:01 claimed candidates=b:250", "change vr-51"):
         staged.perform(command)
     staged.perform("run 3s")
@@ -292,28 +286,15 @@ def test_the_same_mac_on_two_nics_is_two_routers() -> None:
 
 
 def test_macs_that_nobody_has_are_not_heard() -> None:
-    staged = Stage()
-    for command in ("node a", LINK, DRESSED, "list", "run 3s"):
-        staged.perform(command)
-    staged.effects.clear()
+    staged = serving("run 2s")
     staged.handle(on.MacsHeard(frozenset({OTHER, "ff:ff:ff:ff:ff:ff"})))
 
     assert staged.effects == []
 
 
 def test_a_lease_that_was_removed_while_it_is_on_offer_is_taken_again_and_quiet() -> None:
-    staged = Stage()
-    for command in (
-        "node a",
-        LINK,
-        DRESSED,
-        "list",
-        "run 1s",
-        f"plan vr-51 10.0.0.100={MAC} claimed candidates=b:250,a:248 handover=h1,a,b",
-        "change vr-51",
-    ):
-        staged.perform(command)
-    staged.effects.clear()
+    offer = f"plan vr-51 10.0.0.100={MAC} claimed candidates=b:250,a:248 handover=h1,a,b"
+    staged = serving(offer, "change vr-51")
     staged.handle(on.LeaseLost(51, removed=True))
     fence = [effect for effect in staged.effects if isinstance(effect, do.Take | do.Fence)]
 
@@ -322,10 +303,8 @@ def test_a_lease_that_was_removed_while_it_is_on_offer_is_taken_again_and_quiet(
 
 
 def test_held_by_names_only_what_is_bound_with_them() -> None:
-    staged = Stage()
     plan_of_two = f"plan vr-51 10.0.0.100={MAC} claimed 10.0.0.101={OTHER} candidates=a:250"
-    for command in ("node a", LINK, "run 4s", plan_of_two, "list"):
-        staged.perform(command)
+    staged = after("run 4s", plan_of_two, "list")
     holdings = staged.node._routers.instances["vr-51"].holdings
 
     macs = holdings.virtual()
