@@ -8,7 +8,8 @@ asks each 5 ms who has them: never may two answer one question (design, section 
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -28,63 +29,62 @@ STALLS_S = (0.12, 0.25, 0.28, 0.3, 0.33, 0.4)  # around 2.8 intervals, where the
 WATCHED_S = 2.0  # after waking
 
 
-def other_than(fleet: Fleet, hosts: Sequence[Host]) -> list[str]:
-    return [host.mac for host in fleet.hosts if host not in hosts]
-
-
-@pytest.mark.parametrize(("interval_ms", "capabilities"), PACES, ids=["100 ms", "10 ms"])
-def test_a_killed_speakers_host_falls_silent_before_another_answers(
-    fleet: Fleet, interval_ms: int, capabilities: tuple[str, ...]
-) -> None:
-    """Also when it is started again, on a host that still has the addresses."""
+@pytest.fixture(params=PACES, ids=["100 ms", "10 ms"])
+def active(fleet: Fleet, request: pytest.FixtureRequest) -> Host:
+    """Who has both addresses, for half a second; at each of the paces."""
+    interval_ms, capabilities = request.param
     fleet.start(router(7, V4, V6, interval_ms=interval_ms), capabilities=capabilities)
-    killed = fleet.until_held(V4, V6)
+    host = fleet.until_held(V4, V6)
     time.sleep(0.5)
+    return host
+
+
+@contextmanager
+def watched(fleet: Fleet) -> Iterator[tuple[Witness, Probe]]:
+    """Both addresses, once a client was answered."""
     with Witness(fleet.segment, V4, V6) as witness, Probe(fleet.run, fleet.client, [V4, V6]) as probe:
         for address in (V4, V6):
             probe.wait_answer(address)
+        yield witness, probe
+
+
+def test_a_killed_speakers_host_falls_silent_before_another_answers(fleet: Fleet, active: Host) -> None:
+    """Also when it is started again, on a host that still has the addresses."""
+    with watched(fleet) as (witness, probe):
         moment = time.monotonic()
-        killed.running_speaker().signal(signal.SIGKILL)
+        active.running_speaker().signal(signal.SIGKILL)
         gaps = [probe.wait_gap(address, after=moment) for address in (V4, V6)]
         time.sleep(1.0)
-        fleet.start_host(killed)
+        fleet.start_host(active)
         fleet.until("one holder", lambda: len(fleet.holders(V4)) == len(fleet.holders(V6)) == 1)
         time.sleep(0.5)
     assert witness.double_ms <= witness.room_ms()
     assert max(gap.ms for gap in gaps) <= GAP_MS
     for gap in gaps:
-        assert gap.mac_before == killed.mac
-        assert gap.mac_after in other_than(fleet, [killed])
-    assert all(len(macs) == 1 and killed.mac not in macs for macs in witness.last_macs(0.4))
+        assert gap.mac_before == active.mac
+        assert gap.mac_after in {host.mac for host in fleet.hosts if host is not active}
+    assert all(len(macs) == 1 and active.mac not in macs for macs in witness.last_macs(0.4))
 
 
-@pytest.mark.parametrize(("interval_ms", "capabilities"), PACES, ids=["100 ms", "10 ms"])
-def test_a_stopped_speakers_host_is_silent_and_wakes_as_a_backup(
-    fleet: Fleet, interval_ms: int, capabilities: tuple[str, ...]
-) -> None:
-    fleet.start(router(7, V4, V6, interval_ms=interval_ms), capabilities=capabilities)
-    stopped = fleet.until_held(V4, V6)
-    time.sleep(0.5)
-    with Witness(fleet.segment, V4, V6) as witness, Probe(fleet.run, fleet.client, [V4, V6]) as probe:
-        for address in (V4, V6):
-            probe.wait_answer(address)
+def test_a_stopped_speakers_host_is_silent_and_wakes_as_a_backup(fleet: Fleet, active: Host) -> None:
+    with watched(fleet) as (witness, probe):
         moment = time.monotonic()
-        stopped.pause_speaker()
+        active.pause_speaker()
         gaps = [probe.wait_gap(address, after=moment) for address in (V4, V6)]
         time.sleep(2.0)
         woken = time.monotonic()
-        stopped.resume_speaker()
+        active.resume_speaker()
         time.sleep(WATCHED_S)
         results = probe.results()
     assert witness.double_ms <= witness.room_ms()
     assert max(gap.ms for gap in gaps) <= GAP_MS
     late = [gap for answers in results.values() for gap in answers.gaps if gap.start >= woken]
     assert [gap for gap in late if gap.ms > witness.room_ms(NOISE_MS)] == [], "waking is no news to a client"
-    assert len(witness.adverts(stopped.v4, since=woken)) <= 1
-    assert witness.announcements(stopped.mac, since=woken) == []
-    assert all(len(macs) == 1 and stopped.mac not in macs for macs in witness.last_macs(WATCHED_S - 0.1))
+    assert len(witness.adverts(active.v4, since=woken)) <= 1
+    assert witness.announcements(active.mac, since=woken) == []
+    assert all(len(macs) == 1 and active.mac not in macs for macs in witness.last_macs(WATCHED_S - 0.1))
     assert len(fleet.holders(V4)) == len(fleet.holders(V6)) == 1
-    assert not stopped.holds(V4)
+    assert not active.holds(V4)
 
 
 def test_stalls_of_any_length_never_make_two_answer(fleet: Fleet) -> None:
@@ -164,9 +164,7 @@ def test_a_flushed_ruleset_costs_no_failover(fleet: Fleet) -> None:
     """
     fleet.start(router(7, V4, V6))
     holder = fleet.until_held(V4, V6)
-    with Witness(fleet.segment, V4, V6) as witness, Probe(fleet.run, fleet.client, [V4, V6]) as probe:
-        for address in (V4, V6):
-            probe.wait_answer(address)
+    with watched(fleet) as (witness, probe):
         time.sleep(0.5)
         command("ip", "netns", "exec", holder.namespace, "nft", "flush", "ruleset")
         fleet.until("the fence is back", lambda: "netdev holdfast" in holder.ruleset())

@@ -7,8 +7,8 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -17,7 +17,7 @@ from tests.rig.fleet import V4, V6, Fleet, router
 from tests.rig.hosts import Host
 from tests.rig.network import netns_path
 from tests.rig.onlookers import Onlookers
-from tests.rig.run import Run, command, in_namespace
+from tests.rig.run import command, in_namespace
 from tests.rig.wire import Wire
 
 pytestmark = pytest.mark.netns
@@ -30,26 +30,26 @@ SETTLED_S = 0.05  # from the heir's first answer: the giver has heard it
 
 
 @pytest.fixture
-def fleet(rig_ready: None) -> Iterator[Fleet]:  # noqa: ARG001  root and tools, or a failure that says so
-    with Run() as run:
-        fleet = Fleet(run)
-        fleet.segment.forget_after(2.0)
-        yield fleet
+def fleet(fleet: Fleet) -> Fleet:
+    """Its switch forgets whom it has not heard for two seconds."""
+    fleet.segment.forget_after(2.0)
+    return fleet
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One takeover as the client and the switch saw it."""
+@contextmanager
+def watched(fleet: Fleet) -> Iterator[tuple[Wire, Onlookers]]:
+    """The switch, and the addresses from outside."""
+    ports = [host.name for host in fleet.hosts]
+    with (
+        Wire(fleet.segment, ports, addresses=list(MACS), macs=list(MACS.values())) as wire,
+        Onlookers(fleet, *MACS) as seen,
+    ):
+        yield wire, seen
 
-    giver: Host
-    heir: Host
-    at: float  # the heir's first frame with the IPv4 address's MAC
-    gap_ms: float
-    wire: Wire
 
-
-def ports(fleet: Fleet) -> list[str]:
-    return [host.name for host in fleet.hosts]
+def longest_gap_ms(seen: Onlookers, after: float) -> float:
+    """Until both answer again."""
+    return max(seen.probe.wait_gap(address, after=after, timeout_s=5).ms for address in MACS)
 
 
 def settle(fleet: Fleet) -> Host:
@@ -90,17 +90,13 @@ def test_crashes_in_a_row_change_no_cache(fleet: Fleet, hardened: Callable[[str]
     gaps = []
     for _ in range(TAKEOVERS):
         giver = settle(fleet)
-        with (
-            Wire(fleet.segment, ports(fleet), addresses=[V4, V6], macs=list(MACS.values())) as wire,
-            Onlookers(fleet, V4, V6) as seen,
-        ):
+        with watched(fleet) as (wire, seen):
             before = [cached(client, address) for address in MACS]
             moment = time.monotonic()
             giver.lose_power()
-            both = [seen.probe.wait_gap(address, after=moment, timeout_s=5) for address in (V4, V6)]
+            gaps.append(longest_gap_ms(seen, moment))
             time.sleep(0.5)
             after = [cached(client, address) for address in MACS]
-        gaps += [gap.ms for gap in both]
         assert before == after == [MAC4, MAC6]
         for address, mac in MACS.items():
             assert wire.wrong(address, mac) == []
@@ -120,10 +116,7 @@ def test_a_hand_over_loses_nothing_and_the_port_is_not_stolen_back(fleet: Fleet)
     fleet.start(router(7, V4, V6, macs=MACS))
     for _ in range(TAKEOVERS):
         giver = settle(fleet)
-        with (
-            Wire(fleet.segment, ports(fleet), addresses=[V4, V6], macs=list(MACS.values())) as wire,
-            Onlookers(fleet, V4, V6) as seen,
-        ):
+        with watched(fleet) as (wire, seen):
             assert giver.stop_speaker() == 0
             heir = fleet.until_held(V4, V6)
             time.sleep(0.5)
@@ -145,13 +138,10 @@ def test_a_hand_over_loses_nothing_and_the_port_is_not_stolen_back(fleet: Fleet)
 def test_a_host_whose_speaker_died_or_stalls_sends_nothing_by_the_mac(fleet: Fleet, how: int) -> None:
     fleet.start(router(7, V4, V6, macs=MACS))
     giver = settle(fleet)
-    with (
-        Wire(fleet.segment, ports(fleet), addresses=[V4, V6], macs=list(MACS.values())) as wire,
-        Onlookers(fleet, V4, V6) as seen,
-    ):
+    with watched(fleet) as (wire, seen):
         moment = time.monotonic()
         giver.running_speaker().signal(signal.Signals(how))
-        gaps = [seen.probe.wait_gap(address, after=moment, timeout_s=5).ms for address in (V4, V6)]
+        gap_ms = longest_gap_ms(seen, moment)
         time.sleep(0.5)
         # What a stalled host may still do: the kernel's own programs speak by the address.
         _speak_as(giver, V4)
@@ -164,27 +154,15 @@ def test_a_host_whose_speaker_died_or_stalls_sends_nothing_by_the_mac(fleet: Fle
         _speak_as(giver, V4)
     assert heir is not giver
     assert (seen.witness.doubled, seen.double_ms) == (0, 0.0)
-    assert max(gaps) <= GAP_MS
+    assert gap_ms <= GAP_MS
     for mac in MACS.values():
         assert frames_of_loser(wire, first_frame(wire, mac, heir), giver) == 0
 
 
 def _speak_as(host: Host, address: str) -> None:
     """A program on the host goes on using the address as source, if it is still there."""
-    command(
-        "ip",
-        "netns",
-        "exec",
-        host.namespace,
-        "ping",
-        "-c2",
-        "-i0.2",
-        "-W1",
-        "-I",
-        address,
-        "192.0.2.250",
-        check=False,
-    )
+    ping = ["ping", "-c2", "-i0.2", "-W1", "-I", address, "192.0.2.250"]
+    command("ip", "netns", "exec", host.namespace, *ping, check=False)
 
 
 # --- somebody else's doing ---------------------------------------------------------------------------
@@ -205,10 +183,8 @@ def test_another_station_with_our_mac_is_told_and_loses_the_port(fleet: Fleet) -
     assert "somebody with the same virtual MAC" in holder.speaker_log()
     assert seen.gap_ms(V4) < 4000
     fleet.until("the port is won back", lambda: _answers(fleet, V4))
-    fleet.until(
-        "the conflict is over",
-        lambda: "Nobody else claims the address any more" in holder.speaker_log(),
-    )
+    over = "Nobody else claims the address any more"
+    fleet.until("the conflict is over", lambda: over in holder.speaker_log())
 
 
 _SHOUT = (
@@ -229,9 +205,8 @@ def test_a_network_that_blocks_the_mac_is_told(fleet: Fleet) -> None:
         _allow_only(fleet, host.name, host.mac)
     fleet.start(router(7, V4, candidates=fleet.candidates(), macs={V4: MAC4}))
     holder = fleet.until_held(V4)
-    fleet.until(
-        "it is told", lambda: "does not carry frames of virtual MACs" in holder.speaker_log(), seconds=15
-    )
+    told = "does not carry frames of virtual MACs"
+    fleet.until("it is told", lambda: told in holder.speaker_log(), seconds=15)
 
 
 def _allow_only(fleet: Fleet, port: str, mac: str) -> None:
@@ -247,14 +222,10 @@ def _allow_only(fleet: Fleet, port: str, mac: str) -> None:
 # --- what is left over -------------------------------------------------------------------------------
 
 
-def _foreign_macvlan(host: Host) -> None:
-    script = "link add pod0 link eth0 type macvlan mode bridge\nlink set pod0 up\n"
-    command("ip", "-n", host.namespace, "-batch", "-", stdin=script)
-
-
 def test_leftovers_go_and_other_macvlans_stay(fleet: Fleet) -> None:
     only, *_ = fleet.hosts
-    _foreign_macvlan(only)
+    foreign = "link add pod0 link eth0 type macvlan mode bridge\nlink set pod0 up\n"
+    command("ip", "-n", only.namespace, "-batch", "-", stdin=foreign)
     fleet.start(router(7, V4, V6, macs=MACS), hosts=[only])
     fleet.until_held(V4, V6)
     assert len(only.macvlans()) == 2
@@ -271,30 +242,18 @@ def test_leftovers_go_and_other_macvlans_stay(fleet: Fleet) -> None:
 # --- what may be below -------------------------------------------------------------------------------
 
 
-def _on_bridge(hosts: Sequence[Host]) -> None:
-    for host in hosts:
+def test_it_works_on_a_bridge(fleet: Fleet) -> None:
+    for host in fleet.hosts:
         host.add_bridge()
-
-
-@pytest.mark.parametrize("below", [_on_bridge], ids=["bridge"])
-def test_it_works_on_a_bridge(fleet: Fleet, below: Callable[[Sequence[Host]], None]) -> None:
-    below(fleet.hosts)
     fleet.start(router(7, V4, V6, macs=MACS))
     giver = settle(fleet)
-    with (
-        Wire(fleet.segment, ports(fleet), addresses=[V4, V6], macs=list(MACS.values())) as wire,
-        Onlookers(fleet, V4, V6) as seen,
-    ):
+    with watched(fleet) as (wire, seen):
         moment = time.monotonic()
         giver.running_speaker().signal(signal.SIGKILL)
-        gaps = [seen.probe.wait_gap(address, after=moment, timeout_s=5).ms for address in (V4, V6)]
+        gap_ms = longest_gap_ms(seen, moment)
         time.sleep(0.5)
-    heir = (
-        fleet.until_held(V4, V6)
-        if not giver.holds(V4)
-        else next(h for h in fleet.hosts if h is not giver and h.holds(V4))
-    )
-    assert max(gaps) <= GAP_MS
+    (heir,) = (host for host in fleet.hosts if host is not giver and host.holds(V4))
+    assert gap_ms <= GAP_MS
     for address, mac in MACS.items():
         assert wire.wrong(address, mac) == []
         assert frames_of_loser(wire, first_frame(wire, mac, heir), giver) == 0
