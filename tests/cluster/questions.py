@@ -3,6 +3,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from tests.rig.api import Object, condition
@@ -70,6 +71,9 @@ def at_rest(plane: ControlPlane, *, quiet_s: float = 2.0, timeout_s: float = 20.
         if not our_writes(plane, mark):
             return mark
     raise AssertionError(f"the operator keeps writing: {our_writes(plane, mark)[-5:]}")
+
+
+at_rest_briefly = partial(at_rest, quiet_s=1.2)
 
 
 def router_of(plane: ControlPlane) -> Object:

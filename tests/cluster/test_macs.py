@@ -9,6 +9,7 @@ from tests.cluster.puppets import Puppets
 from tests.cluster.questions import (
     Operator,
     accepted_reason,
+    at_rest_briefly,
     condition_of,
     events_of,
     holder,
@@ -18,9 +19,6 @@ from tests.cluster.questions import (
     vip,
     wait,
 )
-from tests.cluster.questions import (
-    at_rest as at_rest_for,
-)
 from tests.rig.api import Object
 from tests.rig.controlplane import ControlPlane
 
@@ -28,10 +26,6 @@ pytestmark = pytest.mark.cluster
 
 MAC, OTHER = "02:11:22:33:44:55", "02:66:77:88:99:aa"
 virtual = partial(vip, mode="VirtualMAC")
-
-
-def at_rest(plane: ControlPlane) -> int:
-    return at_rest_for(plane, quiet_s=1.2)
 
 
 def router_with(plane: ControlPlane, address: str) -> Object:
@@ -74,13 +68,13 @@ def test_a_mac_is_allocated_and_stays_whoever_restarts_and_whatever_mode_was_bet
     clean_cluster.api.create(vip("plain", "192.0.2.11"))
     mac = wait("Ready", lambda: ready(clean_cluster, "web"))["macAddress"]
     wait("the other Ready", lambda: ready(clean_cluster, "plain"))
-    rest = at_rest(clean_cluster)
+    rest = at_rest_briefly(clean_cluster)
     router = router_with(clean_cluster, "192.0.2.10")
     wide = clean_cluster.kubectl("get", "vip", "web", "-o", "wide")
     first.terminate()
     operator("op2")
     wait("the second to lead", lambda: holder(clean_cluster))
-    at_rest(clean_cluster)
+    at_rest_briefly(clean_cluster)
     written = our_writes(clean_cluster, rest)
 
     change(clean_cluster, mode="NodeMAC")
@@ -158,7 +152,7 @@ def test_where_the_network_carries_no_frame_of_it_it_is_not_ready_and_says_what_
     puppets.blocked.add("192.0.2.10")
     wait("blocked", lambda: not ready(clean_cluster, "web"))
     found = condition_of(clean_cluster, "web", "Ready")
-    at_rest(clean_cluster)
+    at_rest_briefly(clean_cluster)
     events = events_of(clean_cluster, "web", "Blocked")
     puppets.blocked.clear()
     wait("Ready again", lambda: running_with(clean_cluster, MAC))
@@ -176,20 +170,20 @@ def test_with_a_fallback_it_goes_on_with_the_nodes_mac_over_a_restart_until_the_
     first = operator("op1")
     clean_cluster.api.create(virtual("web", "192.0.2.10", macFallback="NodeMAC"))
     mac = wait("Ready", lambda: ready(clean_cluster, "web"))["macAddress"]
-    at_rest(clean_cluster)
+    at_rest_briefly(clean_cluster)
     puppets.blocked.add("192.0.2.10")
     wait("the MAC taken out", lambda: not planned_mac(clean_cluster))
     wait("Ready again", lambda: ready(clean_cluster, "web"))
-    rest = at_rest(clean_cluster)
+    rest = at_rest_briefly(clean_cluster)
     told = condition_of(clean_cluster, "web", "Ready")
     events = events_of(clean_cluster, "web", "FellBack")
     first.terminate()
     operator("op2")
     wait("the second to lead", lambda: holder(clean_cluster))
-    at_rest(clean_cluster)
+    at_rest_briefly(clean_cluster)
     written = our_writes(clean_cluster, rest)
     puppets.blocked.clear()
-    at_rest(clean_cluster)
+    at_rest_briefly(clean_cluster)
     still = planned_mac(clean_cluster)
     change(clean_cluster, macFallback="Never")
     wait("another try", lambda: running_with(clean_cluster, mac))

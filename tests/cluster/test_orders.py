@@ -12,6 +12,7 @@ from tests.cluster.puppets import Puppets
 from tests.cluster.questions import (
     Operator,
     accepted_reason,
+    at_rest_briefly,
     condition_of,
     events_of,
     holder,
@@ -21,9 +22,6 @@ from tests.cluster.questions import (
     status_of,
     vip,
     wait,
-)
-from tests.cluster.questions import (
-    at_rest as at_rest_for,
 )
 from tests.rig.api import Object
 from tests.rig.controlplane import ControlPlane
@@ -37,12 +35,8 @@ def running(plane: ControlPlane, operator: Operator, *flags: str) -> Object:
     wait("a leader", lambda: holder(plane))
     plane.api.create(vip("web", "192.0.2.10"))
     wait("Ready", lambda: ready(plane, "web"))
-    at_rest(plane)
+    at_rest_briefly(plane)
     return status_of(plane, "web")
-
-
-def at_rest(plane: ControlPlane) -> int:
-    return at_rest_for(plane, quiet_s=1.2)
 
 
 def mark(plane: ControlPlane, node: str, value: str | None = "true") -> None:
@@ -73,12 +67,12 @@ def test_a_drained_node_hands_over_the_status_and_an_event_tell_it_within_a_seco
     wait("the heir to hold it", lambda: active(clean_cluster) == heir)
     wait("the order to be withdrawn", lambda: order(clean_cluster) is None)
     (event,) = wait("the Event", lambda: events_of(clean_cluster, "web", "FailedOver"))
-    at_rest(clean_cluster)
+    at_rest_briefly(clean_cluster)
     told = status_of(clean_cluster, "web")
     story = told["lastFailover"]
     seconds = datetime.fromisoformat(event["eventTime"]) - datetime.fromisoformat(story["time"])
     mark(clean_cluster, giver, None)
-    at_rest(clean_cluster)
+    at_rest_briefly(clean_cluster)
 
     print(f"takeover to Event: {seconds.total_seconds():.2f} s")
     assert (story["from"], story["to"], story["reason"]) == (giver, heir, "HandedOver")
@@ -106,7 +100,7 @@ def test_an_order_that_nobody_obeys_is_withdrawn_and_never_repeated_by_itself(
         if found is not None:
             seen.setdefault(found["id"], (found["to"], time.monotonic()))
         time.sleep(0.1)
-    rest = at_rest(clean_cluster)
+    rest = at_rest_briefly(clean_cluster)
     time.sleep(4)
     quiet = our_writes(clean_cluster, rest)
     mark(clean_cluster, giver, None)
@@ -130,7 +124,7 @@ def test_kubectl_cordon_drains_only_where_it_was_asked_to(
     wait("a leader", lambda: holder(clean_cluster))
     clean_cluster.api.create(vip("web", "192.0.2.10"))
     giver = wait("Ready", lambda: active(clean_cluster))
-    rest = at_rest(clean_cluster)
+    rest = at_rest_briefly(clean_cluster)
     clean_cluster.api.merge("Node", giver, {"spec": {"unschedulable": True}})
     time.sleep(3)
     ignored = our_writes(clean_cluster, rest)
@@ -138,7 +132,7 @@ def test_kubectl_cordon_drains_only_where_it_was_asked_to(
     operator("op2", "--drain-on", "Cordon", "--drain-taints", "example.com/going")
     wait("another holder", lambda: active(clean_cluster) not in ("", giver))
     heir = active(clean_cluster)
-    at_rest(clean_cluster)
+    at_rest_briefly(clean_cluster)
     taint = {"key": "example.com/going", "effect": "NoSchedule"}
     clean_cluster.api.merge("Node", heir, {"spec": {"taints": [taint]}})
     wait("a third holder", lambda: active(clean_cluster) not in ("", giver, heir))
@@ -166,7 +160,7 @@ def test_a_move_is_carried_out_once_and_answered_in_status_and_event(
     wait("no answer without a question", lambda: "move" not in status_of(clean_cluster, "web"))
     ask_for(clean_cluster, first)
     wait("it to be back", lambda: active(clean_cluster) == first)
-    at_rest(clean_cluster)
+    at_rest_briefly(clean_cluster)
 
     print(f"asked to moved: {seconds:.2f} s")
     assert (moved["to"], moved["reason"]) == (last, "HandedOver")
@@ -210,7 +204,7 @@ def test_deleted_while_the_operator_is_away_and_its_holders_api_is_cut_then_clai
         clean_cluster.api.create(vip(name, address))
         wait(f"{name} Ready", partial(ready, clean_cluster, name))
     holding = active(clean_cluster)
-    at_rest(clean_cluster)
+    at_rest_briefly(clean_cluster)
     first.kill()
     puppets.deaf.add(holding)
     clean_cluster.api.delete("VirtualIP", "web")
