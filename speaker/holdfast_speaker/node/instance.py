@@ -155,7 +155,7 @@ class Instance(Tenure):
                 if mac != following.mac and not resigned:
                     nic.gone(following.mac)
                 following.heard_us, following.mac = now_us, mac
-                self.suspicion.heard(now_us, advert.interval_us)
+                self.suspicion.heard(now_us, advert.interval_us, advert.source)
                 if known != advert.source or was is State.ACTIVE or following.hears is None:
                     self._follow(family, advert.source, now_us)
                 if self.departure.ceding or self.holdings.striving or self.holdings.deadline_us != NEVER_US:

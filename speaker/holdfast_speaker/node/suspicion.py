@@ -22,6 +22,7 @@ from holdfast_speaker.vrrp.inquiry import ANSWER, QUESTION, Inquiry, build
 MOST_ASKED: Final = 16
 _UNHEEDED_ASKS: Final = 3
 UNHEEDED_CEDES: Final = 6
+_ASK_PACE_US: Final = 10 * MILLISECOND_US
 _ANSWER_PACE_US: Final = 2 * MILLISECOND_US
 
 
@@ -34,7 +35,11 @@ class Suspicion:
         self._doubt = Doubt()
         self._others: dict[bytes, tuple[Family, bytes]] = {}  # source -> family, MAC
         self._answered_us = self._asked_us = -NEVER_US
+        self._asked_at = 0  # the lesser one's adverts, when we asked last because of them
         self._missed = False  # whoever asked last misses us, the Active, alone: others he hears
+        self._spoke: dict[bytes, int] = {}  # candidates' sources -> their last advert, while we are Backup
+        self._recent_us = 0  # who spoke within this time is Active
+        self._unheeded = (b"", -NEVER_US)  # the Active for whom we ask another one, and since when
         self.reason: Reason | None = None
 
     @property
@@ -44,6 +49,7 @@ class Suspicion:
     def learn(self, candidates: Iterable[Candidate]) -> None:
         """Whom to ask: the first address of each family of every other candidate's NIC."""
         self._others.clear()
+        self._spoke.clear()
         for each in candidates:
             if each.node == self._host.name or not each.macs:
                 continue
@@ -56,13 +62,16 @@ class Suspicion:
                 if len(self._others) < MOST_ASKED and len(mac) == 6:
                     self._others[source] = (4 if len(source) == 4 else 6, mac)
 
-    def heard(self, now_us: int, interval_us: int) -> None:
+    def heard(self, now_us: int, interval_us: int, source: bytes = b"") -> None:
         """The Active spoke."""
+        if source in self._others:
+            self._spoke[source], self._recent_us = now_us, interval_us * 3 // 2
         self._doubt.heard(now_us, interval_us)
         self._say(None)
 
     def clear(self) -> None:
         self._doubt.clear()
+        self._spoke.clear()
         self._missed = False
         self._say(None)
 
@@ -72,6 +81,7 @@ class Suspicion:
 
     def wake(self, nic: Nic, now_us: int) -> None:
         if self._doubt.wake(now_us):
+            self._asked_us = now_us
             self._ask(nic, now_us)
 
     def holds(self, nic: Nic, active_mac: bytes, now_us: int) -> bool:
@@ -102,9 +112,14 @@ class Suspicion:
         """We are Active, and a lesser one goes on in spite of it: whether it is us whom nobody hears.
 
         Who hears us answers: a candidate our question, a neighbour our ARP. The lesser one is deaf then, and
-        would answer nobody; unless it has told, while it asked, that it hears others.
+        would answer nobody; unless it has told, while it asked, that it hears others, or a third candidate
+        has found out.
         """
-        if count == _UNHEEDED_ASKS and now_us - self._asked_us > 10 * MILLISECOND_US:
+        if count == _UNHEEDED_ASKS and now_us - self._asked_us > _ASK_PACE_US:
+            self._asked_us, self._asked_at = now_us, count
+            self._ask(nic, now_us)
+        elif count % UNHEEDED_CEDES == _UNHEEDED_ASKS != count != self._asked_at:
+            self._asked_at = count  # a third candidate may be back, or hear both by now
             self._ask(nic, now_us)
         if count < UNHEEDED_CEDES or self._asked_us < 0:
             return False
@@ -113,13 +128,12 @@ class Suspicion:
     # --- the conversation -----------------------------------------------------------------------
 
     def _ask(self, nic: Nic, now_us: int) -> None:
-        self._asked_us = now_us
         hears = self._doubt.hears_others(nic.anybody_us)
         for target, (family, mac) in self._others.items():
             source = nic.source(family)
             if source is not None:
                 question = Inquiry(QUESTION, family, source, target, self._virtual_router_id, hears)
-                self._host.out.append(Send(nic.link.index, build(question, mac=nic.mac, to_mac=mac)))
+                self._say_to(mac, question, nic)
         for mac, address in nic.company(b"", now_us):
             own = nic.source(4 if len(address) == 4 else 6)
             if own is not None:
@@ -134,11 +148,44 @@ class Suspicion:
         if inquiry.kind == ANSWER:
             if inquiry.hears:
                 self._doubt.answered(now_us)
+                self._found_out(inquiry, nic, now_us)
             return
         self._missed = inquiry.hears
+        self._find_out(inquiry, nic, now_us)
         if now_us - self._answered_us >= _ANSWER_PACE_US:
             self._answered_us = now_us
             answer = Inquiry(
                 ANSWER, inquiry.family, inquiry.target, inquiry.source, inquiry.virtual_router_id, hears
             )
-            self._host.out.append(Send(nic.link.index, build(answer, mac=nic.mac, to_mac=mac)))
+            self._say_to(mac, answer, nic)
+
+    def _say_to(self, mac: bytes, inquiry: Inquiry, nic: Nic) -> None:
+        self._host.out.append(Send(nic.link.index, build(inquiry, mac=nic.mac, to_mac=mac)))
+
+    # --- between two that are Active ------------------------------------------------------------
+
+    def _find_out(self, asked: Inquiry, nic: Nic, now_us: int) -> None:
+        """An Active asks only when a lesser one does not heed it. Whether that one is deaf, or misses it
+        alone, it can't know: the lesser one has no reason to ask. We hear both, and ask him.
+        """
+        if not self._is_active(asked.source, now_us) or now_us - self._unheeded[1] < _ASK_PACE_US:
+            return
+        mac = self._others[asked.source][1]
+        for rival, (family, rival_mac) in self._others.items():
+            if family == asked.family and rival_mac != mac and self._is_active(rival, now_us):
+                self._unheeded = (asked.source, now_us)
+                question = Inquiry(QUESTION, family, asked.target, rival, self._virtual_router_id)
+                self._say_to(rival_mac, question, nic)
+
+    def _found_out(self, answer: Inquiry, nic: Nic, now_us: int) -> None:
+        """The other one hears us: said by a question as his own would be, had he asked."""
+        source, since_us = self._unheeded
+        family, mac = self._others.get(source, (answer.family, b""))
+        there = self._is_active(source, now_us) and self._is_active(answer.source, now_us)
+        if there and mac != self._others[answer.source][1] and now_us - since_us <= self._recent_us:
+            self._unheeded = (b"", since_us)
+            told = Inquiry(QUESTION, family, answer.target, source, self._virtual_router_id, hears=True)
+            self._say_to(mac, told, nic)
+
+    def _is_active(self, source: bytes, now_us: int) -> bool:
+        return now_us - self._spoke.get(source, -NEVER_US) < self._recent_us

@@ -23,7 +23,8 @@ _PLAIN_IPV4: Final = 0x45  # a header without options
 class Inquiry:
     """``hears`` in an answer: the sender has heard an Active within 1.5 intervals, or is it.
 
-    In a question: he has heard anybody at all since he began to ask, so it is not he who is deaf.
+    In a question: he has heard anybody at all since he began to ask, so it is not he who is deaf. Or the
+    sender has found that out about another Active, who can't hear the one asked.
     """
 
     kind: int

@@ -258,3 +258,86 @@ def test_nobody_is_asked_twice_for_one_advert_in_two_families() -> None:
     scene.suspicion.unheeded(3, scene.nic, 5 * MS)
 
     assert len(scene.said()) == 2
+
+
+def test_an_active_that_is_not_heeded_asks_again_each_six_adverts_and_once_answered_it_stays() -> None:
+    """A third candidate that hears both may have just come back; answers may be lost later."""
+    scene = Scene(six=False)
+    asked = []
+    for count in range(1, 17):
+        now = count * INTERVAL
+        given = {scene.suspicion.unheeded(count, scene.nic, now + late) for late in (0, 1 * MS)}
+        assert given == {False}
+        asked += [count] * len(scene.said())
+        if count == 3:
+            scene.nic.note(reply(scene), b"\x0a\0\0\xfe", now + 50 * MS)
+
+    assert asked == [3, 9, 15]
+
+
+C = Candidate("c", 246, ("10.0.0.3", "fe80::3"), ("02:00:00:00:00:03",))
+THIRD = b"\x0a\0\0\3"
+
+
+class Between(Scene):
+    """Node a hears the adverts of b and of c: b at 1 s, c at 1 s and ``apart_ms``."""
+
+    def __init__(self, apart_ms: int = 50) -> None:
+        super().__init__((US, B, C))
+        self.suspicion.heard(1_000 * MS, INTERVAL, PEER)
+        self.suspicion.heard((1_000 + apart_ms) * MS, INTERVAL, THIRD)
+
+    def asked(self, now_ms: int = 1_060) -> list[Inquiry]:
+        """What a says when b asks, besides the answer."""
+        self.hear(Inquiry(QUESTION, 4, PEER, OWN, 51), now_ms * MS)
+        return [inquiry for inquiry in self.said() if inquiry.kind == QUESTION]
+
+    def answered(self, now_ms: int = 1_061, *, hears: bool = True, source: bytes = THIRD) -> list[Inquiry]:
+        self.hear(Inquiry(ANSWER, 4, source, OWN, 51, hears=hears), now_ms * MS)
+        return self.said()
+
+
+def test_an_active_that_asks_is_told_when_the_other_one_hears_us() -> None:
+    """The other one misses it alone, but has no reason to ask: he is Active himself."""
+    scene = Between()
+
+    assert scene.asked() == [Inquiry(QUESTION, 4, OWN, THIRD, 51, hears=False)]
+    assert scene.answered() == [Inquiry(QUESTION, 4, OWN, PEER, 51, hears=True)]
+    assert scene.answered() == []
+
+
+@pytest.mark.parametrize(("now_ms", "asks"), [(1_060, True), (1_149, True), (1_150, False), (1_225, False)])
+def test_who_has_not_spoken_for_one_and_a_half_intervals_is_no_active(now_ms: int, *, asks: bool) -> None:
+    assert bool(Between().asked(now_ms)) is asks
+
+
+@pytest.mark.parametrize("apart_ms", [-100, -1_000])
+def test_one_active_alone_is_asked_for_nobody(apart_ms: int) -> None:
+    assert Between(apart_ms).asked() == []
+
+
+@pytest.mark.parametrize(
+    ("now_ms", "hears", "source"), [(1_061, False, THIRD), (1_061, True, PEER), (1_211, True, THIRD)]
+)
+def test_who_is_deaf_or_late_or_asked_himself_is_told_of_to_nobody(
+    now_ms: int, source: bytes, *, hears: bool
+) -> None:
+    scene = Between()
+    scene.asked()
+    scene.suspicion.heard(1_150 * MS, INTERVAL, PEER)
+    scene.suspicion.heard(1_150 * MS, INTERVAL, THIRD)
+
+    assert scene.answered(now_ms, hears=hears, source=source) == []
+
+
+def test_an_active_has_nobody_between_whom_it_stands() -> None:
+    scene = Between()
+    scene.suspicion.clear()
+
+    assert scene.asked() == []
+
+
+def test_a_flood_of_questions_is_passed_on_each_ten_milliseconds() -> None:
+    scene = Between()
+
+    assert sum(len(scene.asked(now_ms)) for now_ms in range(1_050, 1_100)) == 5
