@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What must never be, and what must be again after the last fault."""
 
+from holdfast_api.types import VirtualRouter
 from holdfast_speaker.vrrp.router import State
 from tests.sim.host import SimHost
 from tests.sim.world import World
@@ -197,8 +198,25 @@ class Respected:
             instance = other.node._routers.instances.get(router.metadata.name) if other.node else None
             if instance is None or instance.router.state is not State.ACTIVE or instance.router.resigning:
                 continue
-            if other.kernel.alive(virtual_router_id, at_us) and at_us - since_us > calm_us:
+            if not other.kernel.alive(virtual_router_id, at_us) or at_us - since_us <= calm_us:
+                continue
+            if not self._unites(world, host, other, router, at_us - calm_us):
                 raise WrongError(f"{host.name} takes vr-{virtual_router_id} from {other.name}, which is well")
+
+    @staticmethod
+    def _unites(world: World, host: SimHost, other: SimHost, router: VirtualRouter, since_us: int) -> bool:
+        """Two were Active that don't hear each other, and the greater one offers it: a hand-over, and its
+        end is one Active, for both hear the taker, and he outranks the one that stays.
+        """
+        priorities = {each.node: each.priority for each in router.spec.candidates}
+        lesser, number = priorities.get(other.name, 0), router.spec.virtual_router_id
+        return priorities.get(host.name, 0) > lesser and any(
+            offerer.offered_us.get(number, 0) >= since_us
+            and priorities.get(offerer.name, 0) > lesser
+            and world.connected(offerer, host)
+            and not world.connected(offerer, other)
+            for offerer in world.hosts
+        )
 
 
 class Planned:
