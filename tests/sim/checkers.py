@@ -79,6 +79,12 @@ class Silent:
             if owner in host.kernel.quiet
         }
         offered = {(host.name, address) for host in world.hosts for address in host.kernel.placed}
+        offered |= {  # a router with a virtual MAC is quiet as a whole
+            (host.name, address)
+            for host in world.hosts
+            for guard in host.kernel.guards.values()
+            for address in (guard.addresses if guard.macs else ())
+        }
         started_us = {host.name: host.started_us for host in world.hosts}
         for (host, address), since_us in self._since_us.items():
             fresh = world.now_us - started_us[host] < PLANLESS_US

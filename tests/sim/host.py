@@ -232,6 +232,8 @@ class SimHost:
                     return at_us
                 if number and _is_resignation(effect.frame):
                     self.offered_us[number] = at_us
+                elif number not in self.kernel.quiet:
+                    self.offered_us.pop(number, None)  # nobody took it
                 if number in self.fresh_takes:
                     self.fresh_takes.discard(number)
                     self.taking(self, number, at_us)

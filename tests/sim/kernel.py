@@ -83,7 +83,7 @@ class Kernel:
 
     def extend(self, virtual_router_id: int, at_us: int) -> bool:
         """Whether there was a lease to go on; an advert that leaves is such a thing too."""
-        if not self.alive(virtual_router_id, at_us):
+        if not self.alive(virtual_router_id, at_us) or virtual_router_id not in self.guards:
             return False
         since_us = self.leases[virtual_router_id][0]
         self.leases[virtual_router_id] = (since_us, at_us + self.guards[virtual_router_id].lease_us)
