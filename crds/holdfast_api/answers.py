@@ -65,6 +65,13 @@ async def read(response: aiohttp.ClientResponse, longest: int = LARGEST_BODY) ->
     return b"".join(parts)
 
 
+def hang_up(response: aiohttp.ClientResponse) -> None:
+    """Ends an answer in the middle. A polite end of TLS would wait for a server that is still talking."""
+    connection = response.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
+
+
 def api_error(status: int, answer: bytes) -> ApiError:
     """The Status in an answer, or what can be said without one."""
     try:

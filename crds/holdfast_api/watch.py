@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 import msgspec
 
-from holdfast_api.answers import UNREADABLE, ApiError, ApiTrouble, ApiUnreachable, Status, api_error, read
+from holdfast_api.answers import (
+    UNREADABLE,
+    ApiError,
+    ApiTrouble,
+    ApiUnreachable,
+    Status,
+    api_error,
+    hang_up,
+    read,
+)
 from holdfast_api.backoff import delay_s, failures_after
 from holdfast_api.lines import Lines, LineTooLongError
 
@@ -192,29 +201,32 @@ async def _stream(
     """One HTTP stream. Returns when the server ended it in good order after its list was complete."""
     reading = _Reading(place, listing=not place.resource_version)
     async with await _answered(kube, path, _parameters(query, place), reading.listing) as response:
-        place.opened_at = asyncio.get_running_loop().time()
-        lines = Lines()
-        count = 0
-        while True:
-            bound = min(LIST_SILENCE_S, silence_s) if reading.listing else silence_s
-            try:
-                async with asyncio.timeout(bound):
-                    chunk = await response.content.readany()
-            except TimeoutError as error:
-                if reading.listing and reading.objects:
-                    raise _NoWatchListError from error  # a server before 1.27 lists, and then never says so
-                raise ApiUnreachable(f"nothing heard for {bound:g} s") from error
-            if not chunk:
-                break
-            for line in lines.feed(chunk):
-                event = reading.read(line)
-                if event is not None:
-                    yield event
-                count += 1
-                if count % YIELD_EVERY == 0:
-                    await asyncio.sleep(0)
-        if reading.listing or lines.unfinished:
-            raise ApiUnreachable("the stream ended in the middle")
+        try:
+            place.opened_at = asyncio.get_running_loop().time()
+            lines = Lines()
+            count = 0
+            while True:
+                bound = min(LIST_SILENCE_S, silence_s) if reading.listing else silence_s
+                try:
+                    async with asyncio.timeout(bound):
+                        chunk = await response.content.readany()
+                except TimeoutError as error:
+                    if reading.listing and reading.objects:
+                        raise _NoWatchListError from error  # before 1.27: lists, and never says so
+                    raise ApiUnreachable(f"nothing heard for {bound:g} s") from error
+                if not chunk:
+                    break
+                for line in lines.feed(chunk):
+                    event = reading.read(line)
+                    if event is not None:
+                        yield event
+                    count += 1
+                    if count % YIELD_EVERY == 0:
+                        await asyncio.sleep(0)
+            if reading.listing or lines.unfinished:
+                raise ApiUnreachable("the stream ended in the middle")
+        finally:
+            hang_up(response)
 
 
 async def _answered(

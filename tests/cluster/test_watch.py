@@ -2,6 +2,7 @@
 """The watch against a real API server: a streamed list, what happens, the server away and back."""
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -142,6 +143,27 @@ async def status(kube: Kube) -> int:
     except ApiError as error:
         return error.status
     return 200
+
+
+def test_a_watch_that_is_given_up_leaves_no_connection(config: Config) -> None:
+    """A polite end of TLS would wait for the server, who is in the middle of a word."""
+
+    async def story() -> None:
+        async with Kube(config, "holdfast-tests") as kube, watched(kube) as following:
+            assert isinstance(await following(), Listed)
+        await asyncio.sleep(0)
+        gc.collect()
+        open_ones = [
+            each for each in gc.get_objects() if isinstance(each, asyncio.Transport) and is_open(each)
+        ]
+        assert open_ones == []
+
+    asyncio.run(story())
+
+
+def is_open(transport: asyncio.Transport) -> bool:
+    sock = transport.get_extra_info("socket")
+    return sock is not None and sock.fileno() >= 0
 
 
 def test_a_delete_by_uid_spares_a_namesake(config: Config) -> None:
