@@ -13,7 +13,7 @@ nothing about the objects. Every reconnection waits (``backoff.py``), whatever e
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -200,38 +200,36 @@ async def _stream(
 ) -> AsyncGenerator[Event, None]:
     """One HTTP stream. Returns when the server ended it in good order after its list was complete."""
     reading = _Reading(place, listing=not place.resource_version)
-    async with await _answered(kube, path, _parameters(query, place), reading.listing) as response:
-        try:
-            place.opened_at = asyncio.get_running_loop().time()
-            lines = Lines()
-            count = 0
-            while True:
-                bound = min(LIST_SILENCE_S, silence_s) if reading.listing else silence_s
-                try:
-                    async with asyncio.timeout(bound):
-                        chunk = await response.content.readany()
-                except TimeoutError as error:
-                    if reading.listing and reading.objects:
-                        raise _NoWatchListError from error  # before 1.27: lists, and never says so
-                    raise ApiUnreachable(f"nothing heard for {bound:g} s") from error
-                if not chunk:
-                    break
-                for line in lines.feed(chunk):
-                    event = reading.read(line)
-                    if event is not None:
-                        yield event
-                    count += 1
-                    if count % YIELD_EVERY == 0:
-                        await asyncio.sleep(0)
-            if reading.listing or lines.unfinished:
-                raise ApiUnreachable("the stream ended in the middle")
-        finally:
-            hang_up(response)
+    async with _answered(kube, path, _parameters(query, place), reading.listing) as response:
+        place.opened_at = asyncio.get_running_loop().time()
+        lines = Lines()
+        count = 0
+        while True:
+            bound = min(LIST_SILENCE_S, silence_s) if reading.listing else silence_s
+            try:
+                async with asyncio.timeout(bound):
+                    chunk = await response.content.readany()
+            except TimeoutError as error:
+                if reading.listing and reading.objects:
+                    raise _NoWatchListError from error  # a server before 1.27 lists, and then never says so
+                raise ApiUnreachable(f"nothing heard for {bound:g} s") from error
+            if not chunk:
+                break
+            for line in lines.feed(chunk):
+                event = reading.read(line)
+                if event is not None:
+                    yield event
+                count += 1
+                if count % YIELD_EVERY == 0:
+                    await asyncio.sleep(0)
+        if reading.listing or lines.unfinished:
+            raise ApiUnreachable("the stream ended in the middle")
 
 
+@asynccontextmanager
 async def _answered(
     kube: "Kube", path: str, parameters: Mapping[str, str], listing: bool
-) -> aiohttp.ClientResponse:
+) -> AsyncGenerator[aiohttp.ClientResponse, None]:
     """The response of a stream that the server agreed to; its headers come in time or not at all."""
     for retry in (False, True):
         token = kube.token()
@@ -240,9 +238,13 @@ async def _answered(
                 response = await kube.open("GET", path, parameters, token=token)
         except TimeoutError as error:
             raise ApiUnreachable(f"no answer within {kube.request_timeout_s:g} s") from error
-        if response.status == 200:
-            return response
         async with response:
+            if response.status == 200:
+                try:
+                    yield response
+                finally:
+                    hang_up(response)
+                return
             try:
                 async with asyncio.timeout(kube.request_timeout_s):
                     refusal = await read(response)

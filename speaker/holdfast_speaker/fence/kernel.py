@@ -209,7 +209,8 @@ class KernelFence:
 
     def heard_macs(self) -> frozenset[str]:
         """Virtual MACs of ours that were the sender of frames that came in within the last second."""
-        heard = None if self.fault else self._kernel.members(TABLE, mac_rules.HEARD)
+        asked = not self.fault and any(guard.macs for guard in self._guards.values())
+        heard = self._kernel.members(TABLE, mac_rules.HEARD) if asked else None
         return frozenset(mac.hex(":") for mac in heard or ())
 
     # --- leases ---------------------------------------------------------------------------------

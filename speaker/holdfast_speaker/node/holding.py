@@ -92,10 +92,6 @@ class Holdings:
     def in_phase(self, *phases: Phase) -> list[Holding]:
         return [holding for holding in self.by_address.values() if holding.phase in phases]
 
-    def macs(self) -> tuple[tuple[str, str], ...]:
-        """Those with a virtual MAC: (address, MAC)."""
-        return tuple((h.address, h.mac.hex(":")) for h in self.by_address.values() if h.mac)
-
     def virtual(self) -> frozenset[bytes]:
         """The virtual MACs."""
         return frozenset(h.mac for h in self.by_address.values() if h.mac)

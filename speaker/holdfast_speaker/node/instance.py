@@ -197,10 +197,8 @@ class Instance(Tenure):
         text = mac.hex(":")
         peer = any(text in candidate.macs for candidate in self.virtual_router.spec.candidates)
         if holding.phase is Phase.PROBING:
-            peer = peer or mac in (
-                self.following.mac,
-                holding.mac,
-            )  # an Active that the plan does not name: keepalived, say
+            # Also an Active that the plan does not name: keepalived, say.
+            peer = peer or mac in (self.following.mac, holding.mac)
             self.holdings.answered(holding, text, peer=peer, now_us=now_us)
             self.settle(now_us)
         elif holding.phase is Phase.BOUND:

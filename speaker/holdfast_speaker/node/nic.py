@@ -30,7 +30,6 @@ class Nic:
         "_networks",
         "_primaries",
         "announcer",
-        "answered_us",
         "anybody_us",
         "heard_since_us",
         "is_addressed",
@@ -47,7 +46,6 @@ class Nic:
         self._askers: OrderedDict[tuple[bytes, bytes], bytes] = OrderedDict()  # (address, MAC) -> whose
         self._answers: OrderedDict[bytes, int] = OrderedDict()  # by MAC: when it answered us, the latest last
         self.anybody_us = -NEVER_US  # when a frame of anybody came in
-        self.answered_us = -NEVER_US  # when one came in that answers us: we are heard
         self.heard_since_us: int | None = None
         self.listening_reported = False
         self.up_since_us: int | None = None  # since it came back; None: it was up when first seen
@@ -120,7 +118,6 @@ class Nic:
         """Somebody is there, with this address (packed), or none that we could tell."""
         self.anybody_us = now_us
         if frame[:6] == self.mac and (claim.is_answer(frame) or inquiry.is_answer(frame)):
-            self.answered_us = now_us
             self._answers[frame[6:12]] = now_us
             self._answers.move_to_end(frame[6:12])
             if len(self._answers) > MOST_ANSWERS:
@@ -131,6 +128,11 @@ class Nic:
             self._company.move_to_end(mac)
             if len(self._company) > MOST_COMPANY:
                 self._company.popitem(last=False)
+
+    @property
+    def answered_us(self) -> int:
+        """When a frame came in that answers us: we are heard."""
+        return next(reversed(self._answers.values()), -NEVER_US)
 
     def has_answered(self, mac: bytes, since_us: int) -> bool:
         """Whether this neighbour has answered the NIC's own MAC since then."""

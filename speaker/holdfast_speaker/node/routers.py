@@ -206,7 +206,7 @@ class Routers:
             return Reason.MAC_OF_NODE
         if not instance.runs_here:
             return Reason.NOT_CANDIDATE
-        if instance.holdings.macs() and not self.host.virtual_macs:
+        if instance.holdings.virtual() and not self.host.virtual_macs:
             return Reason.VIRTUAL_MAC_UNAVAILABLE
         if not self.links_seen:
             return Reason.STARTING

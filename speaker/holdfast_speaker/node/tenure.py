@@ -121,7 +121,7 @@ class Tenure:
 
     def _mute(self) -> None:
         """Nothing is said by virtual MACs: a frame after the successor's would win the switch's port back."""
-        if self.holdings.macs():
+        if self.holdings.virtual():
             self._muted = True
             self.gate.quiet()
             self.reach.clear()
@@ -312,22 +312,16 @@ class Tenure:
         """All that is or may soon be on the NIC, unless another router of this node still has it."""
         if self.nic is None:
             return
-        holders = self._host.holders
-        addresses = tuple(
-            holding.address
-            for holding in self.holdings.by_address.values()
-            if holders.get(holding.address, self.name) == self.name
-        )
-        own = self.nic.source(4)
-        by_address, own_macs = self.holdings.by_address, self._host.macs
-        macs = tuple(  # fenced by a MAC of its own, the whole host would be silent
-            (address, by_address[address].mac.hex(":"))
-            for address in addresses
-            if by_address[address].mac and by_address[address].mac not in own_macs
-        )
-        self.gate.guard(
-            self.nic.link.index, self.router.lease_us, addresses, macs, str(ip_address(own)) if own else None
-        )
+        holders, own_macs = self._host.holders, self._host.macs
+        guarded = [
+            h for h in self.holdings.by_address.values() if holders.get(h.address, self.name) == self.name
+        ]
+        addresses = tuple(holding.address for holding in guarded)
+        # Fenced by a MAC of its own, the whole host would be silent.
+        macs = tuple((h.address, h.mac.hex(":")) for h in guarded if h.mac and h.mac not in own_macs)
+        source = self.nic.source(4)
+        own = str(ip_address(source)) if source else None
+        self.gate.guard(self.nic.link.index, self.router.lease_us, addresses, macs, own)
 
     def _unguard(self) -> None:
         if not self.holdings.on_nic():
